@@ -1,0 +1,27 @@
+"""The held-out split: fixed, stratified, and decided by nothing but the samples' names."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+
+def stratified_split(names: Sequence[str], labels: Sequence[int], test_share: float) -> dict[str, list[int]]:
+    """Positions of the `train` and `test` samples, each ascending.
+
+    Of every class, the round(test_share * count) samples (at least one, and at least one stays for training) whose names
+    have the smallest sha256 are held out. Hashing keeps almost every sample on its side when samples are added later.
+    Each class must have two samples or more.
+    """
+    members: defaultdict[int, list[int]] = defaultdict(list)
+    for position, label in enumerate(labels):
+        members[label].append(position)
+    test: set[int] = set()
+    for positions in members.values():
+        assert len(positions) >= 2
+        held_out = min(max(round(test_share * len(positions)), 1), len(positions) - 1)
+        test.update(sorted(positions, key=lambda position: _digest(names[position]))[:held_out])
+    return {"train": [p for p in range(len(names)) if p not in test], "test": sorted(test)}
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()

@@ -1,0 +1,85 @@
+"""The one seam through which data sets are read: whole files, byte ranges and sizes by URL.
+
+Plain paths and file:// URLs today; object storage belongs behind these same functions. Byte ranges of local files go
+through `os.pread` on a few cached descriptors, so reading one sample costs one system call and threads share no offset.
+"""
+
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+
+from data_pipeline.errors import PREPARE_AGAIN, DataError
+
+OPEN_DESCRIPTORS = 64  # per process; far below the usual limit of 1,024
+
+
+def open_url(url: str) -> BinaryIO:
+    """The whole object, opened for reading; DataError if it is not there."""
+    try:
+        return local_path(url).open("rb")
+    except OSError as error:
+        raise _unreadable(url, error) from error
+
+
+def read_range(url: str, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset`; DataError if the object is missing or ends before them."""
+    try:
+        data = _descriptor(url).read(offset, size)
+    except OSError as error:
+        raise _unreadable(url, error) from error
+    if len(data) != size:
+        raise DataError(f"{url} ends before byte {offset + size}, so it was cut short: {PREPARE_AGAIN}.")
+    return data
+
+
+def size_of(url: str) -> int:
+    """Size of the object in bytes; DataError if it is not there."""
+    try:
+        return local_path(url).stat().st_size
+    except OSError as error:
+        raise _unreadable(url, error) from error
+
+
+def join_url(base: str, name: str) -> str:
+    """The URL of `name` inside the folder `base`."""
+    return f"{base.rstrip('/')}/{name}"
+
+
+def local_path(url: str) -> Path:
+    """The path behind a plain path or a file:// URL; DataError for every other scheme."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url)
+    if scheme is None:
+        return Path(url).expanduser()
+    parts = urlsplit(url)
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+        raise DataError(f"{url} is not on this machine: give a plain path or a file:///absolute/path URL instead.")
+    return Path(unquote(parts.path))
+
+
+class _Descriptor:
+    """An open file that closes with its last reference, so eviction cannot close it under a reading thread."""
+
+    def __init__(self, path: Path):
+        self._fd = -1
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self._fd, size, offset)
+
+    def __del__(self):
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+@lru_cache(maxsize=OPEN_DESCRIPTORS)
+def _descriptor(url: str) -> _Descriptor:
+    return _Descriptor(local_path(url))
+
+
+def _unreadable(url: str, error: OSError) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{url} does not exist: check the path, or {PREPARE_AGAIN}.")
+    return DataError(f"{url} cannot be read ({error.strerror}): check the path and its permissions.")

@@ -1,0 +1,125 @@
+"""A TrigFlow transformer (DiT family, Peebles & Xie 2023) in the form that sCM needs.
+
+Differences from DiT (sCM section 4.1): c_noise(t) = t through a slow positional embedding; adaptive *double* normalisation,
+y = pnorm(x) * pnorm(scale) + pnorm(shift), in place of adaLN; queries and keys normalised. Every layer carries tangents.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.attention import attention
+from models.layers import ConditionEmbedding, Linear, WeightingHead, pixel_norm, scale_shift, silu
+
+
+@dataclass(frozen=True)
+class DiTOptions:
+    """Shape of a DiT. Tokens are patch_size x patch_size pixels; width must be a multiple of heads."""
+
+    name: Literal["dit"] = "dit"
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+    patch_size: int = 2
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+
+
+class AdaptiveDoubleNorm(nn.Module):
+    """pnorm(x) * pnorm(scale(c)) + pnorm(shift(c)): (B, N, W), (B, W) -> (B, N, W)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.modulation = Linear(width, 2 * width)
+        nn.init.normal_(self.modulation.weight, std=0.02)
+        with torch.no_grad():  # start as a plain normalisation with a small shift direction of its own
+            self.modulation.bias.copy_(torch.cat([torch.ones(width), 0.02 * torch.randn(width)]))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.modulation(condition)[:, None].chunk(2, dim=-1)
+        return scale_shift(pixel_norm(x), pixel_norm(scale), pixel_norm(shift))
+
+
+class Block(nn.Module):
+    """Self-attention and an MLP, each behind an adaptive double normalisation and a learned gate."""
+
+    def __init__(self, options: DiTOptions):
+        super().__init__()
+        width, hidden = options.width, int(options.width * options.mlp_ratio)
+        self.heads = options.heads
+        self.attention_norm, self.mlp_norm = AdaptiveDoubleNorm(width), AdaptiveDoubleNorm(width)
+        self.qkv, self.project = Linear(width, 3 * width), Linear(width, width)
+        self.up, self.down = Linear(width, hidden), Linear(hidden, width)
+        self.dropout = nn.Dropout(options.dropout)
+        for branch in (self.project, self.down):
+            nn.init.zeros_(branch.weight)
+            nn.init.zeros_(branch.bias)
+
+    def attend(self, x: Tensor) -> Tensor:
+        B, N, W = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, W // self.heads).permute(2, 0, 3, 1, 4)  # (B, H, N, D)
+        mixed = attention(pixel_norm(q), pixel_norm(k), v)
+        return self.project(mixed.transpose(1, 2).reshape(B, N, W))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        x = x + self.attend(self.attention_norm(x, condition))
+        return x + self.down(self.dropout(silu(self.up(self.mlp_norm(x, condition)))))
+
+
+class DiT(nn.Module):
+    """F(u, t, label) and w(t). `u` is x_t / sigma_data, of unit variance."""
+
+    def __init__(self, options: DiTOptions, channels: int, height: int, width: int, num_classes: int):
+        super().__init__()
+        patch = options.patch_size
+        if height % patch or width % patch:
+            raise ValueError(f"network.patch_size {patch} does not divide images of {height}x{width}")
+        if options.width % (4 * options.heads):
+            raise ValueError(f"network.width {options.width} is not a multiple of 4 x network.heads ({options.heads})")
+        self.patch, self.grid = patch, (height // patch, width // patch)
+        self.embed = Linear(channels * patch * patch, options.width)
+        self.condition = ConditionEmbedding(options.width, num_classes)
+        self.blocks = nn.ModuleList(Block(options) for _ in range(options.depth))
+        self.norm = AdaptiveDoubleNorm(options.width)
+        self.head = Linear(options.width, channels * patch * patch)
+        self.weighting = WeightingHead(options.width)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, u: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W), (B,) in [0, pi/2], (B,) -> F (B, C, H, W) and log-weight (B,), in the dtype of `u`.
+
+        The weights' dtype rules inside; times stay in the dtype of `t` until they are embedded.
+        """
+        dtype = self.head.weight.dtype
+        x = self.embed(self.to_tokens(u).to(dtype))
+        x = x + grid_embedding(self.grid, x.shape[-1], x.device).to(dtype)
+        condition = self.condition(t, labels)
+        for block in self.blocks:
+            x = block(x, condition)
+        value = self.from_tokens(self.head(self.norm(x, condition)))
+        return value.to(u.dtype), self.weighting(t)
+
+    def to_tokens(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, C p p)."""
+        B, C, _, _ = x.shape
+        (rows, columns), p = self.grid, self.patch
+        return x.reshape(B, C, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5).reshape(B, rows * columns, C * p * p)
+
+    def from_tokens(self, x: Tensor) -> Tensor:
+        """(B, N, C p p) -> (B, C, H, W)."""
+        B = x.shape[0]
+        (rows, columns), p = self.grid, self.patch
+        return x.reshape(B, rows, columns, -1, p, p).permute(0, 3, 1, 4, 2, 5).reshape(B, -1, rows * p, columns * p)
+
+
+def grid_embedding(grid: tuple[int, int], width: int, device: torch.device) -> Tensor:
+    """Fixed two-dimensional sines and cosines of the token's place: (N, W)."""
+    quarter = width // 4
+    frequencies = 10_000.0 ** (-torch.arange(quarter, device=device) / quarter)
+    rows, columns = (torch.arange(n, device=device)[:, None] * frequencies for n in grid)
+    rows = torch.cat([rows.sin(), rows.cos()], -1)[:, None].expand(-1, grid[1], -1)
+    columns = torch.cat([columns.sin(), columns.cos()], -1)[None].expand(grid[0], -1, -1)
+    return torch.cat([rows, columns], -1).reshape(grid[0] * grid[1], width)

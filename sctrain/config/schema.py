@@ -1,0 +1,160 @@
+"""The run description: one typed tree, read from YAML. Units are in the names or the comments.
+
+Counts of images accept the binary suffixes Ki, Mi and Gi ("8Mi"). Every cadence counts images, never steps or seconds, so a
+change of batch size or a slow machine changes nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from models.registry import NetworkOptions
+from sctrain.config.units import parse_count
+
+Images = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors; a loaded description never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Strict):
+    """Where the images are. Model space is x = (pixel/255 - mean) * sigma_data / std, per channel."""
+
+    url: str  # the folder that holds dataset.json
+    split: str = "train"
+    mean: list[float] = [0.5]  # per channel, or one for all; pixels scaled to [0, 1]
+    std: list[float] = [0.25]  # 0.5 and 0.25 give the usual [-1, 1] where sigma_data is 0.5
+    workers: Annotated[int, Field(ge=0)] = 0  # processes per rank; 0 prefetches in a thread
+    prefetch_batches: Annotated[int, Field(ge=1)] = 4
+    shuffle_window: Annotated[int, Field(ge=1)] = 65_536  # samples
+
+
+class TimeDistribution(Strict):
+    """tau ~ N(mean, std^2), t = arctan(exp(tau) / sigma_data) (sCM section 4.2)."""
+
+    mean: float = -1.0
+    std: Positive = 1.4
+
+
+class DiffusionObjective(Strict):
+    """TrigFlow diffusion: the teacher (sCM section 3)."""
+
+    name: Literal["trigflow"] = "trigflow"
+    times: TimeDistribution = TimeDistribution()
+    label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+
+class ContinuousObjective(Strict):
+    """Continuous-time consistency (sCM sections 4 and 5): `sct` from data alone, `scd` from a teacher."""
+
+    name: Literal["sct", "scd"]
+    times: TimeDistribution = TimeDistribution()
+    label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    tangent_normalization: Literal["l2", "rms"] = "l2"  # which norm `tangent_constant` is compared with
+    tangent_constant: Annotated[float, Field(ge=0)] = 0.1  # c in g / (||g|| + c)
+    tangent_warmup_images: Images = 0  # r rises linearly from 0 to 1 over these
+    tangent_engine: Literal["single_pass", "finite_difference"] = "single_pass"
+
+
+Objective = Annotated[DiffusionObjective | ContinuousObjective, Field(discriminator="name")]
+
+
+class WeightsFrom(Strict):
+    """Weights out of the published snapshots of another run."""
+
+    run: Path
+    images: Images | None = None  # which snapshot; None is the newest
+    ema: Annotated[float, Field(gt=0, lt=0.28)]  # relative width sigma_rel, reconstructed post hoc if not a track
+
+
+class BatchConfig(Strict):
+    """The global batch is the fact, the micro-batch the limit; accumulation is derived from them."""
+
+    global_size: Annotated[int, Field(ge=1)]  # images per optimizer step, over all ranks
+    micro_limit: Annotated[int, Field(ge=1)] = 2**31  # images per rank that fit at once
+
+
+class OptimizerConfig(Strict):
+    """Learning rate: linear ramp, then rate / sqrt(max(images / reference, 1)), then a linear end (EDM2 appendix B)."""
+
+    name: Literal["adam", "radam"] = "adam"
+    learning_rate: Positive = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: Positive = 1e-8
+    ramp_images: Images = 0
+    reference_images: Images | None = None  # t_ref of EDM2; None keeps the rate constant after the ramp
+    cooldown_images: Images = 0  # linear to zero over the last of these
+    gradient_clip: Annotated[float, Field(ge=0)] = 0.0  # global norm; 0 is off
+
+
+class EmaConfig(Strict):
+    """Power-function EMA tracks by relative width (EDM2 section 3)."""
+
+    widths: tuple[float, ...] = (0.05, 0.10)
+
+
+class CadenceConfig(Strict):
+    """How often, in images."""
+
+    status: Images = 16_384
+    snapshot: Images = 8 * 2**20
+    checkpoint: Images = 8 * 2**20
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+
+
+class GuardConfig(Strict):
+    """Non-finite losses or gradients are skipped and counted; after this many in a row the run stops."""
+
+    max_skipped_steps: Annotated[int, Field(ge=0)] = 20
+
+
+class EvaluationConfig(Strict):
+    """What a worker does with each published snapshot."""
+
+    samples: Annotated[int, Field(ge=2)] = 5000
+    batch: Annotated[int, Field(ge=1)] = 250
+    steps: tuple[int, ...] = (1, 2, 4)  # student steps
+    ode_steps: Annotated[int, Field(ge=1)] = 32  # of Heun and Euler, for a diffusion model and for the teacher of a student
+    middle_time: Positive = 1.1  # t of the second step (sCM appendix G)
+    seeds: tuple[int, ...] = (0,)
+    ema: tuple[float, ...] = (0.05,)  # relative widths to score
+    claim_seconds: Positive = 120.0  # a claim without a heartbeat for this long may be taken over
+
+
+class RuntimeConfig(Strict):
+    """How a run sits on the machine."""
+
+    ranks: Annotated[int, Field(ge=1)] | None = None  # local ranks a plain `sctrain train` starts; None: GPUs, else 2
+    threads: Annotated[int, Field(ge=1)] | None = None  # CPU threads per rank; None shares the cores evenly
+    timeout_seconds: Positive = 600.0  # of every process group
+
+
+class RunConfig(Strict):
+    """A whole run."""
+
+    name: str
+    run_dir: Path
+    seed: int = 0
+    sigma_data: Positive = 0.5
+    data: DataConfig
+    network: NetworkOptions
+    objective: Objective
+    teacher: WeightsFrom | None = None  # needed by scd
+    start_from: WeightsFrom | None = None  # initial weights; None: fresh, but scd starts from its teacher
+    batch: BatchConfig
+    budget_images: Images
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    ema: EmaConfig = EmaConfig()
+    cadence: CadenceConfig = CadenceConfig()
+    guard: GuardConfig = GuardConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    deepspeed: dict[str, Any] = {}  # passed through; what the keys above decide is refused here

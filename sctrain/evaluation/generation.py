@@ -1,0 +1,127 @@
+"""Images from a published snapshot: which samplers a run is scored with, and drawing from them.
+
+Image number i of a seed has the same noise and the label i % num_classes in every run, so images of teacher and students
+can be laid side by side and compared element by element.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from data_pipeline.description import DatasetDescription, read_description
+from models.registry import build_network
+from sctrain.config.schema import RunConfig, WeightsFrom
+from sctrain.errors import UserError
+from sctrain.evaluation.files import write_bytes
+from sctrain.processes import ModelSpace
+from sctrain.runs import RunFolder, image_count_name
+from sctrain.sampling import consistency_sample, initial_noise, ode_sample, step_times
+from sctrain.snapshots import load_weights, newest, read_config
+
+
+class Method(NamedTuple):
+    """A sampler and its number of steps."""
+
+    sampler: Literal["consistency", "heun", "euler"]
+    steps: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.sampler}-{self.steps}"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images in model space (N, C, H, W) float32 on the CPU, network evaluations per image, and seconds taken."""
+
+    x: Tensor
+    nfe: int
+    seconds: float
+
+
+def methods(config: RunConfig) -> list[Method]:
+    """What a run is scored with: both ODE solvers for a diffusion model, the configured steps for a consistency model."""
+    if config.objective.name == "trigflow":
+        return [Method("heun", config.evaluation.ode_steps), Method("euler", config.evaluation.ode_steps)]
+    return [Method("consistency", steps) for steps in config.evaluation.steps]
+
+
+def labels_of(indices: Tensor, num_classes: int) -> Tensor:
+    """Balanced labels of images number `indices`."""
+    return indices % num_classes
+
+
+@dataclass(frozen=True)
+class Generator:
+    """One network with all that is needed to draw from it."""
+
+    network: nn.Module
+    config: RunConfig
+    about: DatasetDescription
+    device: torch.device
+
+    @staticmethod
+    def of(run: Path, images: int, ema: float, device: torch.device) -> "Generator":
+        """The EMA of relative width `ema` of the snapshot at `images`."""
+        snapshots = RunFolder(run).snapshots
+        config = RunConfig.model_validate(read_config(snapshots / image_count_name(images)))
+        about = read_description(config.data.url)
+        network = build_network(config.network, about.channels, about.height, about.width, len(about.classes))
+        network.load_state_dict(load_weights(snapshots, images, ema))
+        return Generator(network.to(device).eval(), config, about, device)
+
+    @property
+    def space(self) -> ModelSpace:
+        data = self.config.data
+        return ModelSpace(tuple(data.mean), tuple(data.std), self.config.sigma_data)
+
+    def draw(self, method: Method, seed: int, count: int) -> Drawn:
+        """Images number 0 to count - 1 of `seed`."""
+        start = time.perf_counter()
+        batches = torch.arange(count).split(self.config.evaluation.batch)
+        evaluations = _EvaluationCount(self.network)
+        with evaluations:
+            x = torch.cat([self._batch(method, seed, indices).float().cpu() for indices in batches])
+        return Drawn(x, evaluations.total // len(batches), time.perf_counter() - start)
+
+    @torch.no_grad()
+    def _batch(self, method: Method, seed: int, indices: Tensor) -> Tensor:
+        sigma_data, about = self.config.sigma_data, self.about
+        noise = initial_noise(seed, indices, about.shape, sigma_data).to(self.device)
+        labels = labels_of(indices, len(about.classes)).to(self.device)
+        if method.sampler == "consistency":
+            times = step_times(method.steps, self.config.evaluation.middle_time)
+            return consistency_sample(self.network, noise, labels, sigma_data, times, seed, indices)
+        return ode_sample(self.network, noise, labels, sigma_data, method.steps, method.sampler)
+
+
+def teacher_solutions(teacher: WeightsFrom, seed: int, count: int, folder: Path, device: torch.device) -> Tensor:
+    """The teacher's Heun solutions of images 0 to count - 1, in model space; computed once and kept in `folder`.
+
+    A distance to them is fair only for a student of the same sigma_data and data, which is the caller's affair.
+    """
+    images = teacher.images if teacher.images is not None else _newest(teacher.run)
+    snapshot = RunFolder(teacher.run).snapshots / image_count_name(images)
+    steps = RunConfig.model_validate(read_config(snapshot)).evaluation.ode_steps
+    identity = f"{teacher.run.resolve()} {images} {teacher.ema} {steps} {seed} {count}"
+    path = folder / f"ode-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
+    if path.is_file():
+        return load_file(path)["x"]
+    x = Generator.of(teacher.run, images, teacher.ema, device).draw(Method("heun", steps), seed, count).x
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, save({"x": x}, {"teacher": identity}))
+    return x
+
+
+def _newest(run: Path) -> int:
+    found = newest(RunFolder(run).snapshots)
+    if found is None:
+        raise UserError(f"the teacher's run {run} has no snapshots; train it first or name another run")
+    return found

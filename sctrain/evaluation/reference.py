@@ -1,0 +1,124 @@
+"""What generated images are compared with: the training split, and the same figures for real images beside it.
+
+Computed once per (data, extractor, number of samples) and kept beside the evaluations: `reference.safetensors` for the
+worker, `reference.json` for readers.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from data_pipeline.dataset import ShardedDataset, open_dataset
+from sctrain.errors import UserError
+from sctrain.evaluation.extractor import Extractor
+from sctrain.evaluation.files import write_bytes, write_json
+from sctrain.evaluation.frechet import Moments, frechet_distance
+from sctrain.evaluation.images import blocks, evenly_spaced, in_memory
+from sctrain.evaluation.metrics import class_agreement, nearest_distance, precision_recall
+
+FEATURE_POINTS = 5000  # of each side in precision and recall
+SEED = 0
+TENSORS, FIGURES = "reference.safetensors", "reference.json"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The training split as the metrics see it."""
+
+    moments: Moments
+    features: Tensor  # (at most 5000, D)
+    images: Tensor  # uint8 (N, C, H, W): all, or as many as fit
+    figures: dict[str, float]  # fd_resample, fd_test, agreement_test, precision_test, recall_test, nn_test
+
+    def score(self, images: Tensor, labels: Tensor, extractor: Extractor) -> dict[str, float]:
+        """The figures of generated images: uint8 (N, C, H, W), N >= 2, with the labels asked for."""
+        features, predicted = extractor(images)
+        precision, recall = precision_recall(self.features, thinned(features))
+        return {
+            "fd": frechet_distance(Moments.of(features), self.moments),
+            "agreement": class_agreement(predicted, labels),
+            "precision": precision,
+            "recall": recall,
+            "nn_ratio": nearest_distance(images, self.images) / self.figures["nn_test"],
+        }
+
+
+def thinned(features: Tensor) -> Tensor:
+    """At most 5000 of (N, D), evenly spaced."""
+    return features[torch.from_numpy(evenly_spaced(len(features), FEATURE_POINTS))]
+
+
+def load_reference(url: str, extractor: Extractor, samples: int, folder: Path) -> Reference:
+    """The reference for `samples` generated images, from `folder` if it is there and fits, else computed and kept there."""
+    train, test = open_dataset(url, "train"), open_dataset(url, "test")
+    fingerprint = _fingerprint(train, test, extractor, samples)
+    images, _ = in_memory(train)
+    kept = _kept(folder, fingerprint)
+    if kept is not None:
+        moments, features, figures = kept
+        return Reference(moments, features, images, figures)
+    reference = _computed(train, test, images, extractor, samples)
+    moments = reference.moments
+    tensors = {"mean": moments.mean, "scatter": moments.scatter, "features": reference.features.contiguous()}
+    tensors["count"] = torch.tensor(moments.count)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / TENSORS, save(tensors, {"fingerprint": fingerprint}))
+    write_json(folder / FIGURES, {"fingerprint": fingerprint, "samples": samples, **reference.figures})
+    return reference
+
+
+def _kept(folder: Path, fingerprint: str) -> tuple[Moments, Tensor, dict[str, float]] | None:
+    if not (folder / TENSORS).is_file() or not (folder / FIGURES).is_file():
+        return None
+    figures = json.loads((folder / FIGURES).read_text())
+    with safe_open(folder / TENSORS, "pt") as file:
+        if {file.metadata()["fingerprint"], figures.pop("fingerprint")} != {fingerprint}:
+            return None
+        tensors = {name: file.get_tensor(name) for name in ("count", "mean", "scatter", "features")}
+    figures.pop("samples")
+    return Moments(int(tensors["count"]), tensors["mean"], tensors["scatter"]), tensors["features"], figures
+
+
+def _computed(
+    train: ShardedDataset, test: ShardedDataset, images: Tensor, extractor: Extractor, samples: int
+) -> Reference:
+    moments = Moments.over(extractor.features(block) for block in blocks(train))
+    resample = Moments.over(_resampled(train, extractor, samples))
+    features = extractor.features(in_memory(train, FEATURE_POINTS)[0])
+    test_images, test_labels = in_memory(test, FEATURE_POINTS)
+    test_features, predicted = extractor(test_images)
+    precision, recall = precision_recall(features, test_features)
+    figures = {
+        "fd_resample": frechet_distance(resample, moments),
+        "fd_test": frechet_distance(Moments.over(extractor.features(block) for block in blocks(test)), moments),
+        "agreement_test": class_agreement(predicted, test_labels),
+        "precision_test": precision,
+        "recall_test": recall,
+        "nn_test": nearest_distance(test_images, images),
+    }
+    if figures["nn_test"] == 0:
+        raise UserError(f"every test image of {train.url} is also a training image; prepare it from distinct images")
+    return Reference(moments, features, images, figures)
+
+
+def _resampled(train: ShardedDataset, extractor: Extractor, samples: int) -> Iterator[Tensor]:
+    """Features of `samples` training images drawn with replacement, block by block."""
+    drawn = torch.randint(len(train), (samples,), generator=torch.Generator().manual_seed(SEED))
+    times = torch.bincount(drawn, minlength=len(train))
+    start = 0
+    for block in blocks(train):
+        yield extractor.features(block).repeat_interleave(times[start : start + len(block)], dim=0)
+        start += len(block)
+
+
+def _fingerprint(train: ShardedDataset, test: ShardedDataset, extractor: Extractor, samples: int) -> str:
+    splits = train.description.splits
+    parts = [splits["train"].fingerprint, splits["test"].fingerprint, extractor.fingerprint, str(samples)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,0 +1,48 @@
+"""Means of losses and diagnostics over a status interval, summed on the device and reduced once per interval."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sctrain.objectives.base import Draws, Loss
+from sctrain.zero.world import World
+
+# Bins of t, in rad: [0, 0.4), [0.4, 0.8), [0.8, 1.2), [1.2, pi/2].
+_BIN_EDGES = (0.4, 0.8, 1.2)
+
+
+class Monitor:
+    """Accumulates per-sample values; `means` empties it. Values that are not finite stay visible as such."""
+
+    def __init__(self, world: World):
+        self._world = world
+        self._sums: dict[str, Tensor] = {}
+        self._nonfinite = torch.zeros(1, device=world.device)
+
+    def add(self, draws: Draws, loss: Loss) -> None:
+        """Count one micro-batch."""
+        bins = torch.bucketize(draws.t, torch.tensor(_BIN_EDGES, device=draws.t.device), right=True)
+        per_sample = loss.per_sample.detach()
+        self._nonfinite += (~per_sample.isfinite()).sum()
+        for name, values in {"loss": per_sample, **loss.diagnostics}.items():
+            self._accumulate(name, values, bins)
+
+    def _accumulate(self, name: str, values: Tensor, bins: Tensor) -> None:
+        sums = self._sums.setdefault(name, torch.zeros(2, len(_BIN_EDGES) + 1, dtype=torch.float64, device=values.device))
+        stacked = torch.stack([values.double(), torch.ones_like(values, dtype=torch.float64)])
+        sums.index_add_(1, bins, stacked)
+
+    def means(self) -> dict[str, float]:
+        """Means over all ranks since the last call: `loss/all`, `loss/t0.4-0.8`, ... and the non-finite samples."""
+        scalars = {"guard/nonfinite_samples": self._world.sum(self._nonfinite).item()}
+        edges = (0.0, *_BIN_EDGES, math.pi / 2)
+        for name, sums in self._sums.items():
+            total, count = self._world.sum(sums)
+            scalars[f"{name}/all"] = (total.sum() / count.sum()).item()
+            for i in range(len(total)):
+                if count[i] > 0:
+                    scalars[f"{name}/t{edges[i]:.1f}-{edges[i + 1]:.1f}"] = (total[i] / count[i]).item()
+        self._sums.clear()
+        self._nonfinite.zero_()
+        return scalars

@@ -1,0 +1,57 @@
+"""The TrigFlow process (sCM section 3): x_t = cos t x0 + sin t z with z ~ N(0, sigma_d^2 I), t in [0, pi/2].
+
+Pure functions on tensors of shape (B, C, H, W) with times of shape (B,), and the map between pixels and model space.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# sigma = 80 where sigma_data = 0.5 (EDM's sigma_max): the time at which sampling starts.
+T_MAX = 1.5645
+
+
+def per_sample(t: Tensor, like: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1), to multiply `like`."""
+    return t.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def diffuse(x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """x_t = cos t x0 + sin t z (sCM eq. 4)."""
+    t = per_sample(t, x0)
+    return t.cos() * x0 + t.sin() * z
+
+
+def velocity(x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """dx_t/dt = cos t z - sin t x0: the target of diffusion, and the conditional velocity of sCT."""
+    t = per_sample(t, x0)
+    return t.cos() * z - t.sin() * x0
+
+
+def denoise(x: Tensor, F: Tensor, t: Tensor, sigma_data: float) -> Tensor:
+    """f = cos t x - sin t sigma_d F: the denoised image, and the consistency function (sCM eq. 6)."""
+    t = per_sample(t, x)
+    return t.cos() * x - t.sin() * sigma_data * F
+
+
+@dataclass(frozen=True)
+class ModelSpace:
+    """Pixels in [0, 1] to a space of standard deviation sigma_data: x = (pixel - mean) sigma_data / std, per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    sigma_data: float
+
+    def from_pixels(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) -> float32 (B, C, H, W)."""
+        mean, std = self._channels(images)
+        return (images.float() / 255 - mean) * (self.sigma_data / std)
+
+    def to_pixels(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> uint8 (B, C, H, W), clipped."""
+        mean, std = self._channels(x)
+        return ((x * (std / self.sigma_data) + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def _channels(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return tuple(torch.tensor(v, device=like.device).reshape(-1, 1, 1) for v in (self.mean, self.std))

@@ -1,0 +1,66 @@
+"""The layout of a run folder, in one place."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside one run.
+
+    run/
+      config.yaml                     the resolved description
+      status.json                     {"state": "running" | "finished" | "stopped", "images": int, "wall_seconds": float}
+      stats.jsonl                     one line of training scalars per status interval
+      metrics.jsonl                   one line per evaluated (snapshot, EMA width, seed, sampler, steps)
+      checkpoints/000000032768/       sharded training state; complete or absent
+      snapshots/000000032768/         EMA weights for readers; complete or absent
+      evaluations/000000032768/       claim, metrics.json, grids of one snapshot
+      tensorboard/train, tensorboard/evaluation
+    """
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def status(self) -> Path:
+        return self.root / "status.json"
+
+    @property
+    def stats(self) -> Path:
+        return self.root / "stats.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.root / "snapshots"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.root / "evaluations"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+
+def image_count_name(images: int) -> str:
+    """Folder name of the state after `images` images; sorts by age."""
+    return f"{images:012d}"
+
+
+def numbered(folder: Path) -> list[tuple[int, Path]]:
+    """(images, path) of each complete entry of checkpoints/, snapshots/ or evaluations/, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted((int(path.name), path) for path in folder.iterdir() if path.name.isdigit())

@@ -1,0 +1,1 @@
+"""Everything that knows DeepSpeed. No other room imports it."""

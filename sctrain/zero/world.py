@@ -1,0 +1,69 @@
+"""The processes of one run: rank, device, threads, and the few collectives the trainer itself needs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import deepspeed
+import deepspeed.ops
+import torch
+import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
+from deepspeed.utils import logger as deepspeed_logger
+from torch import Tensor
+
+from sctrain.config.schema import RuntimeConfig
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers, as the launcher's environment (RANK, WORLD_SIZE, LOCAL_RANK) says."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def start(cls, runtime: RuntimeConfig) -> World:
+        """Join the process group: NCCL where there are GPUs, gloo elsewhere."""
+        os.dup2(2, 1)  # DeepSpeed logs to stdout; a training process has nothing to say there
+        deepspeed_logger.setLevel("WARNING")
+        local_rank, cuda = int(os.environ["LOCAL_RANK"]), torch.cuda.is_available()
+        device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+        if cuda:
+            torch.cuda.set_device(device)
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        torch.set_num_threads(runtime.threads or max(1, len(os.sched_getaffinity(0)) // local_size))
+        _join("nccl" if cuda else "gloo", timedelta(seconds=runtime.timeout_seconds))
+        return cls(dist.get_rank(), dist.get_world_size(), device)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over all ranks of a tensor of equal shape everywhere."""
+        values = values.to(self.device, copy=True)
+        dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank: how ranks agree to stop at the same step."""
+        return bool(self.sum(torch.tensor([float(flag)])).item())
+
+    def barrier(self) -> None:
+        self.sum(torch.zeros(1))
+
+    def stop(self) -> None:
+        dist.destroy_process_group()
+
+
+def _join(backend: str, timeout: timedelta) -> None:
+    # The groups that ZeRO-3 really uses are clones made without a time-out: the default has to change (30 minutes on gloo).
+    c10d.default_pg_timeout = timeout
+    # DeepSpeed's shared-memory op serves tensor-parallel inference only, yet every CPU start compiles it for half a minute
+    # and each rank leaves 69 MB in /dev/shm.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
