@@ -1,1 +1,1 @@
-"""Storage to batches: sharded webdataset folders, their index, an exact order of samples. Imports nothing else of the project."""
+"""Storage to batches: webdataset shards, their index, an exact order. Imports nothing else of the project."""

@@ -1,7 +1,7 @@
 """One sample: its byte range of a tar shard -> image and label.
 
-Only the suffixes named here are read and nothing is ever unpickled; an image's size is checked before it is decoded, so a
-small file cannot blow up in memory.
+Only the suffixes named here are read and nothing is ever unpickled; an image's size is checked before it is decoded, so
+a small file cannot blow up in memory.
 """
 
 import io

@@ -11,6 +11,7 @@ from data_pipeline.storage import join_url, open_url
 DESCRIPTION_FILE = "dataset.json"
 FORMAT = "sctrain-shards-1"
 
+Channels = Literal[1, 3]  # gray or RGB
 Count = Annotated[int, Field(ge=1)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 
@@ -28,13 +29,16 @@ class SplitDescription(_Strict):
 
 
 class DatasetDescription(_Strict):
-    """A folder of shards. Images are uint8 (channels, height, width); `mean` and `std` are those of the training
-    split per channel, with pixels scaled to [0, 1]."""
+    """A folder of shards.
+
+    Images are uint8 (channels, height, width); `mean` and `std` are those of the training split per channel, with
+    pixels scaled to [0, 1].
+    """
 
     format: Literal["sctrain-shards-1"] = FORMAT
     name: str
     classes: list[str] = Field(min_length=1)  # class number -> name
-    channels: Literal[1, 3]
+    channels: Channels
     height: Count
     width: Count
     splits: dict[str, SplitDescription]
@@ -46,7 +50,7 @@ class DatasetDescription(_Strict):
     software: dict[str, str]  # versions that wrote it
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[Channels, int, int]:
         """(C, H, W) of every image."""
         return self.channels, self.height, self.width
 
@@ -77,4 +81,5 @@ def read_description(url: str) -> DatasetDescription:
 
 def is_plain_name(name: str) -> bool:
     """Whether `name` is a visible file name and nothing that could lead out of its folder."""
-    return name == PurePosixPath(name).name and not name.startswith(".") and "\\" not in name and name.isprintable()
+    plain = name == PurePosixPath(name).name and "\\" not in name and name.isprintable()
+    return plain and name != "" and not name.startswith(".")

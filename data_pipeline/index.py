@@ -18,11 +18,14 @@ from data_pipeline.errors import PREPARE_AGAIN, DataError
 from data_pipeline.storage import open_url
 
 TAR_BLOCK = 512  # bytes; every header and body of a tar starts on such a boundary
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, MemoryError, zlib.error, zipfile.BadZipFile)
-_KINDS = {
-    "shard_names": "S",
+_NOT_AN_ARCHIVE = (  # what numpy and zipfile raise for files that are something else, damaged or lying about sizes
+    *(OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, MemoryError),
+    *(zlib.error, zipfile.BadZipFile),
+)
+_TYPES = {  # what the name of each column's numpy type starts with
+    "shard_names": "|S",
     "shard_bytes": "<i8",
-    "key": "S",
+    "key": "|S",
     "shard": "<i4",
     "offset": "<i8",
     "size": "<i4",
@@ -76,8 +79,8 @@ def load_index(url: str) -> ShardIndex:
     """Read and check an index; DataError where it is missing, damaged or claims what cannot be."""
     try:
         with open_url(url) as file, np.load(file, allow_pickle=False) as archive:
-            index = ShardIndex(**{name: archive[name] for name in _KINDS})
-    except _UNREADABLE as error:
+            index = ShardIndex(**{name: archive[name] for name in _TYPES})
+    except _NOT_AN_ARCHIVE as error:
         raise DataError(f"{url} is not a readable index ({type(error).__name__}): {PREPARE_AGAIN}.") from error
     problem = _problem(index)
     if problem:
@@ -87,11 +90,9 @@ def load_index(url: str) -> ShardIndex:
 
 def _problem(index: ShardIndex) -> str | None:
     """The first thing wrong with an index, or None. Later checks rely on earlier ones."""
-    for name, kind in _KINDS.items():
+    for name, type_name in _TYPES.items():
         column = getattr(index, name)
-        if column.ndim != 1 or column.dtype.kind != np.dtype(kind).kind:
-            return f"column {name} has the wrong type"
-        if kind != "S" and column.dtype != np.dtype(kind):
+        if not isinstance(column, np.ndarray) or column.ndim != 1 or not column.dtype.str.startswith(type_name):
             return f"column {name} has the wrong type"
     return _length_problem(index) or _name_problem(index) or _range_problem(index)
 

@@ -7,7 +7,7 @@ state of a stream is the position it starts from, which the trainer keeps.
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
@@ -39,7 +39,7 @@ class Batch:
 class BatchStream(Iterator[Batch]):
     """An endless iterator of batches. Close it, or leave its `with` block, to end its threads and processes."""
 
-    def __init__(self, batches: Iterator[Batch]):
+    def __init__(self, batches: Generator[Batch]):
         self._batches = batches
         self.wait_seconds = 0.0  # how long the consumer has waited for data so far
 
@@ -80,7 +80,9 @@ def stream(
     """
     reader = _Reader(dataset, SampleOrder(dataset.index.shard_counts, seed, window))
     positions = micro_batch_positions(start, global_batch, micro_batch, rank, world)
-    return BatchStream(_from_workers(reader, positions, workers, prefetch) if workers else _from_thread(reader, positions, prefetch))
+    if workers:
+        return BatchStream(_from_workers(reader, positions, workers, prefetch))
+    return BatchStream(_from_thread(reader, positions, prefetch))
 
 
 class _Reader(Dataset):
@@ -98,7 +100,7 @@ class _Reader(Dataset):
         return Batch(images, labels, torch.from_numpy(positions))
 
 
-def _from_thread(reader: _Reader, positions: Iterator[np.ndarray], prefetch: int) -> Iterator[Batch]:
+def _from_thread(reader: _Reader, positions: Iterator[np.ndarray], prefetch: int) -> Generator[Batch]:
     pin = torch.cuda.is_available()
     pool = ThreadPoolExecutor(1, thread_name_prefix="data")
     ahead: deque[Future[Batch | DataError]] = deque()
@@ -112,14 +114,13 @@ def _from_thread(reader: _Reader, positions: Iterator[np.ndarray], prefetch: int
         pool.shutdown(cancel_futures=True)
 
 
-def _from_workers(reader: _Reader, positions: Iterator[np.ndarray], workers: int, prefetch: int) -> Iterator[Batch]:
+def _from_workers(reader: _Reader, positions: Iterator[np.ndarray], workers: int, prefetch: int) -> Generator[Batch]:
     loader = DataLoader(
         reader,
         batch_size=None,
         sampler=positions,
         num_workers=workers,
         prefetch_factor=-(-prefetch // workers),
-        collate_fn=_unchanged,
         worker_init_fn=_leave_signals_to_trainer,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="spawn",  # a forked child would inherit CUDA, threads and clients of the trainer
@@ -132,10 +133,6 @@ def _from_workers(reader: _Reader, positions: Iterator[np.ndarray], workers: int
 def _raised(batch: Batch | DataError) -> Batch:
     if isinstance(batch, DataError):
         raise batch
-    return batch
-
-
-def _unchanged(batch: Batch | DataError) -> Batch | DataError:
     return batch
 
 

@@ -58,7 +58,7 @@ def random_bits(seed: int, stream: int) -> np.random.Philox:
 
 
 def random_permutation(bits: np.random.Philox, count: int) -> np.ndarray:
-    """A permutation of range(count). Sorting raw bits, unlike `Generator.permutation`, never changes with numpy's version."""
+    """A permutation of range(count); unlike `Generator.permutation`, sorting raw bits is the same in every numpy."""
     return np.argsort(bits.random_raw(count), kind="stable")
 
 
@@ -67,11 +67,13 @@ def micro_batch_positions(
 ) -> Iterator[np.ndarray]:
     """Endlessly, the positions (micro_batch,) int64 of one rank's successive micro-batches.
 
-    Optimizer step k consumes [start + k*B, start + (k+1)*B) with B = global_batch; micro-batch j of rank r inside it is the
-    contiguous run that begins at (j*world + r) * micro_batch. ValueError where B is not a multiple of world * micro_batch.
+    Optimizer step k consumes [start + k*B, start + (k+1)*B) with B = global_batch; micro-batch j of rank r inside it is
+    the contiguous run that begins at (j*world + r) * micro_batch. ValueError where B is not a multiple of
+    world * micro_batch.
     """
-    if not 0 <= rank < world or min(start, micro_batch - 1, global_batch - 1) < 0 or global_batch % (world * micro_batch):
-        raise ValueError(f"{global_batch=} does not split over {rank=} of {world=} with {micro_batch=} from {start=}")
+    if micro_batch < 1 or global_batch < 1 or global_batch % (world * micro_batch):
+        raise ValueError(f"{global_batch=} is not a positive multiple of {world=} times {micro_batch=}")
+    assert start >= 0 and 0 <= rank < world
     return _positions(start, micro_batch, rank, world)
 
 

@@ -1,6 +1,7 @@
 """The held-out split: fixed, stratified, and decided by nothing but the samples' names."""
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -8,8 +9,8 @@ from collections.abc import Sequence
 def stratified_split(names: Sequence[str], labels: Sequence[int], test_share: float) -> dict[str, list[int]]:
     """Positions of the `train` and `test` samples, each ascending.
 
-    Of every class, the round(test_share * count) samples (at least one, and at least one stays for training) whose names
-    have the smallest sha256 are held out. Hashing keeps almost every sample on its side when samples are added later.
+    Of every class, the round(test_share * count) samples (at least one, and at least one stays for training) whose
+    names have the smallest sha256 are held out. So almost every sample keeps its side when others are added later.
     Each class must have two samples or more.
     """
     members: defaultdict[int, list[int]] = defaultdict(list)
@@ -24,4 +25,4 @@ def stratified_split(names: Sequence[str], labels: Sequence[int], test_share: fl
 
 
 def _digest(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
+    return hashlib.sha256(os.fsencode(name)).digest()

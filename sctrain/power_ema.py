@@ -1,9 +1,9 @@
-"""Power-function EMA: the mathematics of EDM2 (arXiv 2312.02696, section 3 and appendix C), in float64 and without tensors.
+"""Power-function EMA: the mathematics of EDM2 (arXiv 2312.02696, section 3 and appendix C), in float64, without tensors.
 
-A track of exponent gamma at t averages the weights theta(tau), 0 <= tau <= t, with the profile
+A track of exponent gamma at t averages the weights theta(tau), 0 <= tau <= t, with the profile (equation 121)
 p_{t,gamma}(tau) = (gamma + 1) tau^gamma / t^(gamma + 1). Its relative width sigma_rel is the standard deviation of that
-profile over t. Two tracks stored at several t span a space in which any other profile is found by least squares. Times are
-counts of images.
+profile over t. Two tracks stored at several t span a space in which any other profile is found by least squares. Times
+are counts of images.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ MAX_WIDTH = 12**-0.5  # of the uniform average, gamma = 0
 
 
 def gamma_from_width(sigma_rel: float) -> float:
-    """Exponent of a relative width in (0, 12^-1/2): the largest real root of the cubic in equation 126."""
+    """Exponent of a relative width in (0, 12^-1/2): the largest real root of a cubic (equation 126)."""
     assert 0 < sigma_rel < MAX_WIDTH, f"relative width {sigma_rel} is not inside (0, {MAX_WIDTH:.4f})"
     precision = sigma_rel**-2
     roots = np.roots([1.0, 7.0, 16.0 - precision, 12.0 - precision])
@@ -24,12 +24,12 @@ def gamma_from_width(sigma_rel: float) -> float:
 
 
 def width_from_gamma(gamma: float) -> float:
-    """Relative width sigma_rel of an exponent gamma > 0."""
+    """Relative width sigma_rel of an exponent gamma > 0 (equation 123)."""
     return (gamma + 1) ** 0.5 / ((gamma + 2) * (gamma + 3) ** 0.5)
 
 
 def decay(images_before: int, images_after: int, gamma: float) -> float:
-    """beta(t) = (1 - dt/t)^(gamma + 1) of the step from `images_before` to `images_after`; 0 at the first step."""
+    """beta(t) = (1 - dt/t)^(gamma + 1) of the step from `images_before` to `images_after`; 0 at the first (equation 127)."""
     assert 0 <= images_before < images_after, (images_before, images_after)
     return (images_before / images_after) ** (gamma + 1)
 

@@ -1,5 +1,6 @@
 """The layout of a run folder, in one place."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,3 +65,8 @@ def numbered(folder: Path) -> list[tuple[int, Path]]:
     if not folder.is_dir():
         return []
     return sorted((int(path.name), path) for path in folder.iterdir() if path.name.isdigit())
+
+
+def is_finished(run: RunFolder) -> bool:
+    """Whether the run has used up its budget."""
+    return run.status.is_file() and json.loads(run.status.read_text())["state"] == "finished"

@@ -1,8 +1,8 @@
 """From YAML files and command-line overrides to one checked `RunConfig`, and back.
 
 `base:` names one file or a list of files that are read first; the file that names them wins. Mappings merge key by key,
-everything else is replaced. Relative paths inside the description (`run_dir`, `data.url`, `teacher.run`) are relative to
-the current working directory, those in `base:` to the file that names them.
+everything else is replaced. Relative paths inside the description (`run_dir`, `data.url`, `teacher.run`) start from the
+current working directory, those in `base:` from the file that names them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from sctrain.config.checks import check
 from sctrain.config.mistakes import sentences
 from sctrain.config.schema import RunConfig
-from sctrain.config.yaml_text import Document, Key, dump_yaml, parse_value, read_document
+from sctrain.config.yaml_text import Document, Key, dump_yaml, merged, parse_value, read_document
 from sctrain.errors import UserError
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -26,10 +26,10 @@ _RECIPES = (_ROOT / "configs", _ROOT / "sctrain" / "_configs")  # in a checkout;
 def load(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """The description in `path`, its bases below it and `section.key=value` overrides on top.
 
-    A name that does not exist here is looked up among the recipes that come with the project. UserError names, for every
-    mistake, the file, the line and the key.
+    A name that does not exist here is looked up among the recipes that come with the project. UserError names the file,
+    the line and the key of every mistake.
     """
-    file = _locate(Path(path), Path(), f"{path}")
+    file = _locate(Path(path), Path(), str(path))
     document = _read(file, ())
     for override in overrides:
         document = _merge(document, _parse_override(override))
@@ -77,7 +77,8 @@ def _read(path: Path, including: tuple[Path, ...]) -> Document:
     """One file on top of its bases. `including` are the files on the way here."""
     chain = (*including, path.resolve())
     if chain[-1] in including:
-        raise UserError(f"{path}: `base:` runs in a circle: {' -> '.join(file.name for file in chain)}; remove one link")
+        circle = " -> ".join(file.name for file in chain)
+        raise UserError(f"{path}: `base:` runs in a circle: {circle}; remove one link")
     own = read_document(path)
     document = Document({}, {})
     for name in _bases(own):
@@ -98,7 +99,7 @@ def _locate(name: Path, folder: Path, wanted_by: str) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise UserError(f"{wanted_by}: there is no file '{name}' in {folder.absolute()}, nor such a recipe in {_RECIPES[0]}")
+    raise UserError(f"{wanted_by}: there is no file '{name}' in {folder.absolute()} nor in {_RECIPES[0]}")
 
 
 def _parse_override(override: str) -> Document:
@@ -110,21 +111,8 @@ def _parse_override(override: str) -> Document:
     value = parse_value(text, place)
     for name in reversed(key):
         value = {name: value}
-    return Document(value, {(): place, key: place})
+    return Document(value, {key: place})
 
 
 def _merge(lower: Document, upper: Document) -> Document:
-    return Document(_merge_values(lower.values, upper.values), {**lower.places, **_without_root(lower, upper)})
-
-
-def _without_root(lower: Document, upper: Document) -> dict[Key, str]:
-    """Places of the upper document; a mistake of no key's own stays with the file, not with an override."""
-    return {key: place for key, place in upper.places.items() if key or not lower.places or ":" not in place}
-
-
-def _merge_values(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(lower)
-    for name, value in upper.items():
-        below = merged.get(name)
-        merged[name] = _merge_values(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged
+    return Document(merged(lower.values, upper.values), {**lower.places, **upper.places})

@@ -1,7 +1,7 @@
 """The run description: one typed tree, read from YAML. Units are in the names or the comments.
 
-Counts of images accept the binary suffixes Ki, Mi and Gi ("8Mi"). Every cadence counts images, never steps or seconds, so a
-change of batch size or a slow machine changes nothing else.
+Counts of images accept the binary suffixes Ki, Mi and Gi ("8Mi"). Every cadence counts images, never steps or seconds,
+so a change of batch size or a slow machine changes nothing else.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from sctrain.config.units import parse_count
 
 Images = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Width = Annotated[float, Field(gt=0, lt=0.28)]  # relative width of an EMA track, sigma_rel of EDM2
 
 
 class Strict(BaseModel):
     """Unknown keys are errors; a loaded description never changes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Strict):
@@ -30,7 +32,7 @@ class DataConfig(Strict):
     url: str  # the folder that holds dataset.json
     split: str = "train"
     mean: list[float] = [0.5]  # per channel, or one for all; pixels scaled to [0, 1]
-    std: list[float] = [0.25]  # 0.5 and 0.25 give the usual [-1, 1] where sigma_data is 0.5
+    std: list[Positive] = [0.25]  # 0.5 and 0.25 give the usual [-1, 1] where sigma_data is 0.5
     workers: Annotated[int, Field(ge=0)] = 0  # processes per rank; 0 prefetches in a thread
     prefetch_batches: Annotated[int, Field(ge=1)] = 4
     shuffle_window: Annotated[int, Field(ge=1)] = 65_536  # samples
@@ -71,7 +73,7 @@ class WeightsFrom(Strict):
 
     run: Path
     images: Images | None = None  # which snapshot; None is the newest
-    ema: Annotated[float, Field(gt=0, lt=0.28)]  # relative width sigma_rel, reconstructed post hoc if not a track
+    ema: Width  # reconstructed post hoc if not a track
 
 
 class BatchConfig(Strict):
@@ -86,7 +88,7 @@ class OptimizerConfig(Strict):
 
     name: Literal["adam", "radam"] = "adam"
     learning_rate: Positive = 1e-3
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
     eps: Positive = 1e-8
     ramp_images: Images = 0
     reference_images: Images | None = None  # t_ref of EDM2; None keeps the rate constant after the ramp
@@ -97,7 +99,7 @@ class OptimizerConfig(Strict):
 class EmaConfig(Strict):
     """Power-function EMA tracks by relative width (EDM2 section 3)."""
 
-    widths: tuple[float, ...] = (0.05, 0.10)
+    widths: tuple[Width, ...] = (0.05, 0.10)
 
 
 class CadenceConfig(Strict):
@@ -120,11 +122,13 @@ class EvaluationConfig(Strict):
 
     samples: Annotated[int, Field(ge=2)] = 5000
     batch: Annotated[int, Field(ge=1)] = 250
-    steps: tuple[int, ...] = (1, 2, 4)  # student steps
-    ode_steps: Annotated[int, Field(ge=1)] = 32  # of Heun and Euler, for a diffusion model and for the teacher of a student
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4)  # student steps
+    ode_steps: Annotated[int, Field(ge=1)] = (
+        32  # of Heun and Euler, for a diffusion model and for the teacher of a student
+    )
     middle_time: Positive = 1.1  # t of the second step (sCM appendix G)
     seeds: tuple[int, ...] = (0,)
-    ema: tuple[float, ...] = (0.05,)  # relative widths to score
+    ema: tuple[Width, ...] = (0.05,)  # relative widths to score
     claim_seconds: Positive = 120.0  # a claim without a heartbeat for this long may be taken over
 
 

@@ -7,7 +7,7 @@ _PATTERN = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)\s*(Ki|Mi|Gi)?", re.IGNORECAS
 
 
 def parse_count(value: object) -> object:
-    """"8Mi" -> 8388608; numbers pass through. Anything else is left for the validator to name."""
+    """Turn "8Mi" into 8388608; numbers pass through. Anything else is left for the validator to name."""
     if not isinstance(value, str):
         return int(value) if isinstance(value, float) and value.is_integer() else value
     match = _PATTERN.fullmatch(value.strip())

@@ -6,7 +6,7 @@ Keys must be text and appear once; aliases are refused, because `base:` and merg
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ Key = tuple[str, ...]
 
 _FLOAT_TAG = "tag:yaml.org,2002:float"
 _TEXT_TAG = "tag:yaml.org,2002:str"
-_FLOAT_WITHOUT_DOT = re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$|[-+]?(?:[0-9][0-9_]*)?\.?[0-9_]+[eE][0-9]+$")
+# What YAML 1.1 leaves out: a mantissa without a dot, an exponent without a sign.
+_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,16 @@ class Document:
     places: dict[Key, str]
 
     def place(self, key: Key) -> str:
-        """Where `key` was written, or else the nearest key around it."""
-        return next(self.places[key[:end]] for end in range(len(key), -1, -1) if key[:end] in self.places)
+        """Where `key`, or else something in it, or else the nearest key around it was written."""
+        prefixes = (key[:end] for end in range(len(key), -1, -1))
+        written = self.places.items()
+        return next(place for prefix in prefixes for other, place in written if other[: len(prefix)] == prefix)
 
 
 class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise UserError(f"{_place(self.peek_event().start_mark)}: YAML aliases are not supported; use `base:` instead")
+            raise UserError(f"{_place(self.peek_event().start_mark)}: YAML aliases are not read; use `base:` instead")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -55,8 +58,8 @@ class _Dumper(yaml.SafeDumper):
     """Short lists stay on one line; text that reads like a number is quoted."""
 
 
-_Loader.add_implicit_resolver(_FLOAT_TAG, _FLOAT_WITHOUT_DOT, list("-+.0123456789"))
-_Dumper.add_implicit_resolver(_FLOAT_TAG, _FLOAT_WITHOUT_DOT, list("-+.0123456789"))
+_Loader.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+.0123456789"))
+_Dumper.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+.0123456789"))
 _Dumper.add_representer(
     list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
 )
@@ -83,6 +86,15 @@ def parse_value(text: str, source: str) -> Any:
 def dump_yaml(values: dict[str, Any]) -> str:
     """Text that `read_document` turns back into the same values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=120)
+
+
+def merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """`upper` over `lower`: mappings key by key, everything else replaced. Neither is changed."""
+    result = dict(lower)
+    for name, value in upper.items():
+        below = result.get(name)
+        result[name] = merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return result
 
 
 def _parse(text: str, source: str) -> tuple[Any, yaml.Node | None]:

@@ -19,9 +19,9 @@ from data_pipeline.dataset import ShardedDataset, open_dataset
 from data_pipeline.storage import local_path
 from models.classifier import FEATURES, Classifier
 from sctrain.errors import UserError
-from sctrain.evaluation.files import write_bytes, write_json
 from sctrain.evaluation.images import in_memory
 from sctrain.evaluation.metrics import class_agreement
+from sctrain.files import write_bytes, write_json
 
 WEIGHTS, ABOUT = "extractor.safetensors", "extractor.json"
 BATCH = 128
@@ -83,7 +83,9 @@ def load_extractor(url: str, device: torch.device | str = "cpu") -> Extractor:
     folder = local_path(url)
     about = _read_about(folder)
     if about is None or not (folder / WEIGHTS).is_file():
-        raise UserError(f"{folder} has no {ABOUT} and {WEIGHTS} to score images with; run `sctrain prepare` on it again")
+        raise UserError(
+            f"{folder} has no {ABOUT} and {WEIGHTS} to score images with; run `sctrain prepare` on it again"
+        )
     weights = (folder / WEIGHTS).read_bytes()
     fingerprint = hashlib.sha256(weights).hexdigest()
     if fingerprint != about["weights_sha256"]:

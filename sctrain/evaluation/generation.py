@@ -6,7 +6,6 @@ can be laid side by side and compared element by element.
 
 import hashlib
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,14 +15,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from data_pipeline.description import DatasetDescription, read_description
-from models.registry import build_network
+from sctrain.building import model_space, trained_network
 from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.errors import UserError
-from sctrain.evaluation.files import write_bytes
+from sctrain.files import write_bytes
 from sctrain.processes import ModelSpace
 from sctrain.runs import RunFolder, image_count_name
 from sctrain.sampling import consistency_sample, initial_noise, ode_sample, step_times
-from sctrain.snapshots import load_weights, newest, read_config
+from sctrain.snapshots import newest, read_config
 
 
 class Method(NamedTuple):
@@ -44,6 +43,11 @@ class Drawn:
     x: Tensor
     nfe: int
     seconds: float
+
+
+def snapshot_config(run: Path, images: int) -> RunConfig:
+    """The description that the snapshot at `images` was trained with."""
+    return RunConfig.model_validate(read_config(RunFolder(run).snapshots / image_count_name(images)))
 
 
 def methods(config: RunConfig) -> list[Method]:
@@ -70,32 +74,31 @@ class Generator:
     @staticmethod
     def of(run: Path, images: int, ema: float, device: torch.device) -> "Generator":
         """The EMA of relative width `ema` of the snapshot at `images`."""
-        snapshots = RunFolder(run).snapshots
-        config = RunConfig.model_validate(read_config(snapshots / image_count_name(images)))
+        config = snapshot_config(run, images)
         about = read_description(config.data.url)
-        network = build_network(config.network, about.channels, about.height, about.width, len(about.classes))
-        network.load_state_dict(load_weights(snapshots, images, ema))
+        network = trained_network(config, about, WeightsFrom(run=run, images=images, ema=ema))
         return Generator(network.to(device).eval(), config, about, device)
 
     @property
     def space(self) -> ModelSpace:
-        data = self.config.data
-        return ModelSpace(tuple(data.mean), tuple(data.std), self.config.sigma_data)
+        return model_space(self.config, self.about)
 
-    def draw(self, method: Method, seed: int, count: int) -> Drawn:
-        """Images number 0 to count - 1 of `seed`."""
+    def draw(self, method: Method, seed: int, count: int, label: int | None = None) -> Drawn:
+        """Images number 0 to count - 1 of `seed`; of balanced classes, or all of class `label`."""
         start = time.perf_counter()
         batches = torch.arange(count).split(self.config.evaluation.batch)
-        evaluations = _EvaluationCount(self.network)
-        with evaluations:
-            x = torch.cat([self._batch(method, seed, indices).float().cpu() for indices in batches])
-        return Drawn(x, evaluations.total // len(batches), time.perf_counter() - start)
+        calls: list[int] = []
+        counting = self.network.register_forward_hook(lambda *_: calls.append(1))
+        x = torch.cat([self._batch(method, seed, indices, label).float().cpu() for indices in batches])
+        counting.remove()
+        return Drawn(x, len(calls) // len(batches), time.perf_counter() - start)
 
     @torch.no_grad()
-    def _batch(self, method: Method, seed: int, indices: Tensor) -> Tensor:
+    def _batch(self, method: Method, seed: int, indices: Tensor, label: int | None) -> Tensor:
         sigma_data, about = self.config.sigma_data, self.about
         noise = initial_noise(seed, indices, about.shape, sigma_data).to(self.device)
-        labels = labels_of(indices, len(about.classes)).to(self.device)
+        labels = labels_of(indices, len(about.classes)) if label is None else torch.full_like(indices, label)
+        labels = labels.to(self.device)
         if method.sampler == "consistency":
             times = step_times(method.steps, self.config.evaluation.middle_time)
             return consistency_sample(self.network, noise, labels, sigma_data, times, seed, indices)
@@ -108,8 +111,7 @@ def teacher_solutions(teacher: WeightsFrom, seed: int, count: int, folder: Path,
     A distance to them is fair only for a student of the same sigma_data and data, which is the caller's affair.
     """
     images = teacher.images if teacher.images is not None else _newest(teacher.run)
-    snapshot = RunFolder(teacher.run).snapshots / image_count_name(images)
-    steps = RunConfig.model_validate(read_config(snapshot)).evaluation.ode_steps
+    steps = snapshot_config(teacher.run, images).evaluation.ode_steps
     identity = f"{teacher.run.resolve()} {images} {teacher.ema} {steps} {seed} {count}"
     path = folder / f"ode-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
     if path.is_file():
@@ -124,4 +126,4 @@ def _newest(run: Path) -> int:
     found = newest(RunFolder(run).snapshots)
     if found is None:
         raise UserError(f"the teacher's run {run} has no snapshots; train it first or name another run")
-    return found
+    return int(found.name)

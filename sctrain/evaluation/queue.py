@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sctrain.evaluation.files import create_json
+from sctrain.files import create_json
 
 RESULT = "metrics.json"
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from data_pipeline.dataset import ShardedDataset, open_dataset
 from sctrain.errors import UserError
 from sctrain.evaluation.extractor import Extractor
-from sctrain.evaluation.files import write_bytes, write_json
 from sctrain.evaluation.frechet import Moments, frechet_distance
 from sctrain.evaluation.images import blocks, evenly_spaced, in_memory
 from sctrain.evaluation.metrics import class_agreement, nearest_distance, precision_recall
+from sctrain.files import write_bytes, write_json
 
 FEATURE_POINTS = 5000  # of each side in precision and recall
 SEED = 0

@@ -8,20 +8,23 @@ from torch import Tensor
 
 TILE = 64  # pixels, at least, of an enlarged image
 GAP = 4
+GRID_COLUMNS, GRID_ROWS = 10, 8
 GROUND = (28, 30, 34)
 INK = (225, 228, 232)
 
 
-def grid_indices(count: int, num_classes: int, rows: int = 8, columns: int = 10) -> list[int]:
+def grid_indices(count: int, num_classes: int, rows: int = GRID_ROWS, columns: int = GRID_COLUMNS) -> list[int]:
     """Which of `count` images, labelled index % num_classes, fill a grid with one class per column, row by row."""
     columns = min(columns, num_classes)
     rows = max(1, min(rows, count // num_classes))
-    return [index for row in range(rows) for index in range(row * num_classes, row * num_classes + columns) if index < count]
+    return [
+        index for row in range(rows) for index in range(row * num_classes, row * num_classes + columns) if index < count
+    ]
 
 
 def image_grid(
     images: Tensor,
-    columns: int = 10,
+    columns: int = GRID_COLUMNS,
     *,
     tile: int = TILE,
     row_labels: Sequence[str] = (),

@@ -26,12 +26,12 @@ def test_gamma_of_published_widths(width, gamma):
     assert gamma_from_width(width) == pytest.approx(gamma, abs=5e-3)
 
 
-@pytest.mark.parametrize("width", [0.01, 0.05, 0.1, 0.2, 0.28])
+@pytest.mark.parametrize("width", [0.01, 0.05, 0.1, 0.2, 0.25])
 def test_width_is_the_standard_deviation_of_the_profile(width):
     gamma = gamma_from_width(width)
     mean = integral(lambda tau: tau * profile(tau, 1.0, gamma), 1.0)
     variance = integral(lambda tau: (tau - mean) ** 2 * profile(tau, 1.0, gamma), 1.0)
-    assert variance**0.5 == pytest.approx(width, rel=1e-10)
+    assert variance**0.5 == pytest.approx(width, rel=1e-8)
     assert width_from_gamma(gamma) == pytest.approx(width, rel=1e-10)
 
 
@@ -67,7 +67,7 @@ def test_a_stored_track_is_reconstructed_exactly():
 
 @pytest.mark.parametrize("width", [0.03, 0.07, 0.15])
 def test_posthoc_width_is_close_to_the_accumulated_average(width):
-    """A drifting random walk, 2,000 steps, both tracks stored 20 times: the worst of these errors is 2% of the signal."""
+    """A drifting random walk, 2,000 steps, both tracks stored 20 times; the error beside what the width changes at all."""
     steps, every, rng = 2000, 100, np.random.default_rng(0)
     path = np.cumsum(rng.standard_normal((steps, 64)), 0) * 0.02 + np.linspace(0, 1, steps)[:, None]
     widths = (0.05, 0.10, width)
@@ -80,4 +80,4 @@ def test_posthoc_width_is_close_to_the_accumulated_average(width):
     weights = posthoc_coefficients([key for key, _ in stored], (steps, gamma_from_width(width)))
     rebuilt = sum(c * values for c, (_, values) in zip(weights, stored, strict=True))
     gap = np.abs(tracks[0.05] - tracks[0.10]).mean()
-    assert np.abs(rebuilt - tracks[width]).mean() < 0.1 * gap, (np.abs(rebuilt - tracks[width]).mean(), gap)
+    assert np.abs(rebuilt - tracks[width]).mean() < 0.01 * gap

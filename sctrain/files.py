@@ -15,6 +15,10 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
 
 
+def write_text(path: Path, content: str) -> None:
+    write_bytes(path, content.encode())
+
+
 def write_json(path: Path, value: Any) -> None:
     write_bytes(path, _json(value))
 

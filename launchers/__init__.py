@@ -1,0 +1,1 @@
+"""Starting processes, and nothing else: imports nothing of the project."""

@@ -1,0 +1,68 @@
+"""From a run description to its parts: data, model space, networks with their initial weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from data_pipeline.description import DatasetDescription
+from data_pipeline.loader import ShardedDataset, open_dataset
+from models.registry import build_network
+from sctrain.config.schema import RunConfig, WeightsFrom
+from sctrain.errors import UserError
+from sctrain.processes import ModelSpace
+from sctrain.runs import RunFolder
+from sctrain.snapshots import load_weights
+
+# The weighting head belongs to one objective; another run starts with a fresh one (sCM section 4.2).
+_WEIGHTING = "weighting."
+
+
+def open_split(config: RunConfig, split: str | None = None) -> ShardedDataset:
+    """The data of the run, or another split of them."""
+    return open_dataset(config.data.url, split or config.data.split)
+
+
+def model_space(config: RunConfig, data: DatasetDescription) -> ModelSpace:
+    """Pixels to x of standard deviation sigma_data."""
+    for key in ("mean", "std"):
+        if len(getattr(config.data, key)) not in (1, data.channels):
+            raise UserError(f"data.{key} has {len(getattr(config.data, key))} values for images of {data.channels} channels")
+    return ModelSpace(tuple(config.data.mean), tuple(config.data.std), config.sigma_data)
+
+
+def fresh_network(config: RunConfig, data: DatasetDescription) -> nn.Module:
+    """The configured network for these data, with weights from the global random state."""
+    try:
+        return build_network(config.network, data.channels, data.height, data.width, len(data.classes))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def trained_network(config: RunConfig, data: DatasetDescription, source: WeightsFrom) -> nn.Module:
+    """A network with the EMA weights of another run; its shape must be this run's."""
+    network = fresh_network(config, data)
+    load_into(network, snapshot_weights(source), source.run)
+    return network
+
+
+def snapshot_weights(source: WeightsFrom) -> dict[str, Tensor]:
+    """EMA weights by parameter name."""
+    return load_weights(RunFolder(Path(source.run)).snapshots, source.images, source.ema)
+
+
+def load_into(network: nn.Module, weights: Mapping[str, Tensor], origin: Path, *, keep_weighting: bool = True) -> None:
+    """Copy weights by name; UserError names the first parameter that is missing or of another shape."""
+    own = network.state_dict()
+    wanted = {name for name in own if keep_weighting or not name.startswith(_WEIGHTING)}
+    for name in sorted(wanted | set(weights)):
+        ours, theirs = own.get(name), weights.get(name)
+        if ours is None or theirs is None or ours.shape != theirs.shape:
+            shapes = " and ".join("absent" if w is None else str(tuple(w.shape)) for w in (ours, theirs))
+            raise UserError(f"{origin}: parameter {name} is {shapes} here and there; use the 'network' of that run")
+    network.load_state_dict({name: weights[name] for name in wanted}, strict=False)
+
+
+def start_weights(config: RunConfig) -> WeightsFrom | None:
+    """Where the initial weights come from: `start_from`, else the teacher of a distillation, else nowhere."""
+    return config.start_from or config.teacher

@@ -1,0 +1,143 @@
+"""The command line: parsing, and what an error means to the shell.
+
+Exit codes: 0 done; 1 a defect of ours (with a traceback); 2 a mistake the user can mend (one sentence on stderr); 75
+stopped by a signal after a checkpoint, the same command goes on. A command lives in `sctrain/commands/` and is imported
+only when it is called, so `sctrain --help` needs neither torch nor DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from data_pipeline.errors import DataError
+from sctrain import __version__
+from sctrain.errors import UserError
+
+USER_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        args = parse(argv)
+        return importlib.import_module(f"sctrain.commands.{args.command}").run(args)
+    except (UserError, DataError) as error:
+        if "--debug" in argv:
+            raise
+        _tell(error)
+        return USER_ERROR
+
+
+def _tell(error: Exception) -> None:
+    """One line per mistake. All ranks find the same mistakes, so rank 0 speaks; what a rank has read is its own."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or isinstance(error, DataError):
+        speaker = "sctrain" if rank == "0" else f"sctrain (rank {rank})"
+        for sentence in str(error).splitlines():
+            print(f"{speaker}: error: {sentence}", file=sys.stderr)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Typed arguments. Overrides of `train` may stand anywhere after its CONFIG."""
+    args, rest = _parser().parse_known_args(argv)
+    if rest and (any(word.startswith("-") for word in rest) or "overrides" not in args):
+        raise UserError(f"unknown argument '{rest[0]}'; `sctrain {args.command} --help` lists the known ones")
+    if rest:
+        args.overrides += rest
+    return args
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="sctrain", description="Train one- and two-step image generators (consistency models).")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.set_defaults(debug=False)
+    _add_global_flags(parser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (summary, add_arguments) in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        _add_global_flags(command)
+        add_arguments(command)
+    return parser
+
+
+def _add_global_flags(parser: argparse.ArgumentParser) -> None:
+    """Before the command (launchers put --local_rank there) and after it."""
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks of mistakes")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def _prepare(parser: argparse.ArgumentParser) -> None:
+    sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
+    digits = sources.add_parser("digits", help="scikit-learn's 1,797 scanned digits (8x8, 10 classes)")
+    folder = sources.add_parser("folder", help="a directory of class folders of ordinary image files")
+    folder.add_argument("src", type=Path, help="SRC/CLASS/name.jpg")
+    folder.add_argument("--resolution", type=int, required=True, help="side of the square images, in pixels")
+    for source in (digits, folder):
+        _add_global_flags(source)
+        source.add_argument("dest", type=Path, help="folder to write; verified if it exists")
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument("--ranks", type=int, help="local processes to start (default: GPUs, else 2)")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved description and leave")
+
+
+def _add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    parser.add_argument("config", nargs=nargs, help="YAML file, or the name of a recipe")
+    _add_overrides(parser)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.learning_rate=1e-4")
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="run folder")
+    until = parser.add_mutually_exclusive_group()
+    until.add_argument("--watch", action="store_true", help="go on until training has ended and all is scored")
+    until.add_argument("--once", action="store_true", help="score what is there and leave (the default)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+
+
+def _sample(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--steps", type=int, help="sampling steps (default: 1; of a diffusion model ode_steps)")
+    parser.add_argument("--count", type=int, default=64, help="number of images (default: 64)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--class", type=int, dest="label", metavar="CLASS", help="one class only")
+    parser.add_argument("--ema", type=float, help="relative EMA width (default: the run's first to be scored)")
+    parser.add_argument("--out", type=Path, default=Path("grid.png"), help="image file (default: grid.png)")
+
+
+def _report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="name=RUN", help="teacher=, scd= or sct= and its run folder")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
+
+
+def _quickstart(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipes", default="digits/quickstart", help="folder of teacher, scd and sct recipes")
+    _add_overrides(parser)
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "prepare": ("write a data set as shards and train its evaluation classifier", _prepare),
+    "train": ("train one run, or go on with it", _train),
+    "evaluate": ("score the published snapshots of a run", _evaluate),
+    "sample": ("draw images from the newest snapshot of a run", _sample),
+    "doctor": ("check this machine, and a run description if one is given", lambda parser: _add_config(parser, "?")),
+    "report": ("write report.html and figures.json about finished runs", _report),
+    "quickstart": ("see the whole system work on real images, without a GPU in ten minutes", _quickstart),
+}

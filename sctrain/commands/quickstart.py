@@ -1,0 +1,61 @@
+"""`sctrain quickstart`: the whole system on real images, from nothing to a report.
+
+prepare -> teacher -> sCD from it -> sCT, each trained by its own ranks and scored by its own worker beside them. Every part is
+a process that a lab would start by hand, and every part continues where it stopped: repeat the command after an interruption.
+"""
+
+import argparse
+import subprocess
+import sys
+
+from sctrain.config.loading import load
+from sctrain.config.schema import RunConfig
+from sctrain.evaluation.report import write_report
+from sctrain.reporting.console import say
+from sctrain.runs import RunFolder, is_finished
+
+ROLES = ("teacher", "scd", "sct")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns the first exit code that is not 0."""
+    recipes = {role: f"{args.recipes}/{role}.yaml" for role in ROLES}
+    configs = {role: load(recipe, args.overrides) for role, recipe in recipes.items()}
+    workers: list[subprocess.Popen] = []
+    try:
+        code = _sctrain("prepare", "digits", configs["teacher"].data.url)
+        for role in ROLES:
+            code = code or _train_and_score(role, recipes[role], configs[role], args.overrides, workers)
+        for worker in workers if code == 0 else ():
+            code = code or worker.wait()
+    finally:
+        for worker in workers:
+            worker.terminate()
+    if code:
+        return code
+    out = configs["teacher"].run_dir.parent
+    page = write_report({role: config.run_dir for role, config in configs.items()}, out)
+    say(f"done: open {page.resolve()} in a browser; the figures are in {page.with_name('figures.json')}")
+    return 0
+
+
+def _train_and_score(
+    role: str, recipe: str, config: RunConfig, overrides: list[str], workers: list[subprocess.Popen]
+) -> int:
+    """Train one run while a worker, at low priority, scores its snapshots; the worker may outlast the training."""
+    workers.append(subprocess.Popen(["nice", "-n", "10", *_command("evaluate", str(config.run_dir), "--watch")]))
+    if is_finished(RunFolder(config.run_dir)):
+        say(f"{role}: {config.run_dir} is already trained")
+        return 0
+    say(f"{role}: training in {config.run_dir}")
+    return _sctrain("train", recipe, *overrides)
+
+
+def _sctrain(*arguments: str) -> int:
+    return subprocess.run(_command(*arguments), check=False).returncode
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "sctrain", *arguments]
+
+

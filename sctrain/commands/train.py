@@ -1,0 +1,43 @@
+"""`sctrain train`: in this process where a launcher has given it a rank, else it starts the local ranks itself."""
+
+import argparse
+import os
+import sys
+
+import torch
+
+from data_pipeline.dataset import open_dataset
+from launchers.local import free_port, rank_environment, run_ranks
+from sctrain.config.deepspeed import derive_batch
+from sctrain.config.loading import dump, load
+from sctrain.config.schema import RunConfig
+
+
+def run(args: argparse.Namespace) -> int:
+    overrides = args.overrides + ([f"runtime.ranks={args.ranks}"] if args.ranks is not None else [])
+    config = load(args.config, overrides)
+    if args.print_config:
+        print(dump(config), end="")
+        return 0
+    if "RANK" in os.environ:
+        return _train(config)
+    ranks = planned_ranks(config)
+    derive_batch(config, ranks)  # these two refuse before any process starts
+    open_dataset(config.data.url, config.data.split)
+    if ranks > 1:
+        debug = ["--debug"] if args.debug else []
+        return run_ranks([sys.executable, "-m", "sctrain", *debug, "train", args.config, *overrides], ranks, os.environ)
+    os.environ.update(rank_environment(0, 1, free_port(), os.environ))
+    return _train(config)
+
+
+def planned_ranks(config: RunConfig) -> int:
+    """How many ranks a plain `sctrain train` starts here: what the description says, else one per GPU, else 2."""
+    gpus = 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
+    return config.runtime.ranks or gpus or 2
+
+
+def _train(config: RunConfig) -> int:
+    from sctrain.trainer import train  # imports DeepSpeed, which the process that only starts ranks need not
+
+    return train(config)

@@ -1,0 +1,34 @@
+"""What no single key can know: contradictions between keys, refused before anything starts."""
+
+from sctrain.config.deepspeed import refuse_contradictions
+from sctrain.config.schema import ContinuousObjective, RunConfig
+from sctrain.errors import UserError
+
+
+def check(config: RunConfig) -> None:
+    """UserError for the first contradiction; it names the keys and the mend."""
+    _check_teacher(config)
+    _check_counts(config)
+    refuse_contradictions(config.deepspeed)
+
+
+def _check_teacher(config: RunConfig) -> None:
+    name = config.objective.name
+    if name == "scd" and config.teacher is None:
+        raise UserError("the objective 'scd' distils a teacher; name one with 'teacher.run' and 'teacher.ema'")
+    if name != "scd" and config.teacher is not None:
+        raise UserError(f"the objective '{name}' has no teacher; remove 'teacher', or set 'objective.name' to scd")
+
+
+def _check_counts(config: RunConfig) -> None:
+    if config.budget_images == 0:
+        raise UserError("'budget_images' is 0, nothing would be trained; give for example 8Mi")
+    for name in ("status", "snapshot", "checkpoint"):
+        if getattr(config.cadence, name) == 0:
+            raise UserError(f"'cadence.{name}' is 0; give the number of images between two of them, for example 64Ki")
+    objective = config.objective
+    if isinstance(objective, ContinuousObjective) and objective.tangent_warmup_images > config.budget_images:
+        raise UserError(
+            f"'objective.tangent_warmup_images' ({objective.tangent_warmup_images}) exceeds 'budget_images' "
+            f"({config.budget_images}); shorten the warm-up or raise the budget"
+        )

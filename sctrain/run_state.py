@@ -1,0 +1,146 @@
+"""The run folder as the trainer sees it: lock, identity, resume, checkpoints, snapshots, status."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+import psutil
+import yaml
+
+from sctrain.config.loading import difference, dump
+from sctrain.config.schema import RunConfig
+from sctrain.errors import UserError
+from sctrain.files import write_json, write_text
+from sctrain.reporting.console import say
+from sctrain.runs import RunFolder, image_count_name
+from sctrain.snapshots import publish
+from sctrain.zero.checkpoint import Checkpointer, latest, read_record
+from sctrain.zero.ema import ShardedPowerEma
+from sctrain.zero.shards import Shards
+from sctrain.zero.state import load_state, save_state
+from sctrain.zero.world import World
+
+# What makes a run the run it is. Anything else may change between two starts, and the change is printed.
+_IDENTITY = ("name", "seed", "sigma_data", "network", "objective.name", "optimizer.name", "ema", "batch.global_size")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a checkpoint says beside its tensors. The position in the stream of samples is `images`."""
+
+    images: int = 0
+    skipped: int = 0
+    skipped_in_row: int = 0
+
+
+class RunState:
+    """Everything of a run that outlives its processes. All methods are called on every rank."""
+
+    def __init__(
+        self, config: RunConfig, world: World, data_fingerprint: str, shards: Shards, ema: ShardedPowerEma
+    ):
+        self.config, self.world, self.shards, self.ema = config, world, shards, ema
+        self.folder = RunFolder(config.run_dir)
+        self._fingerprint = data_fingerprint
+        self._started = psutil.Process().create_time()  # imports and set-up are part of the price
+        self.stall_seconds = 0.0  # how long checkpoints have held training up
+        self._lock = self._open() if world.is_main else None
+        world.barrier()  # the folder is there
+        self._wall_before = _wall_seconds(self.folder)
+        self._checkpoints = Checkpointer(
+            self.folder.checkpoints, config.cadence.keep_checkpoints, world.rank, world.size
+        )
+
+    def _open(self) -> IO[str]:
+        """Create or adopt the folder; UserError if it is another run's, in use, or not writable."""
+        try:
+            self.folder.root.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder.root / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"{self.folder.root} cannot be written ({error.strerror}); choose another run_dir") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is training in {self.folder.root}; wait for it, or choose another run_dir") from error
+        self._adopt()
+        return lock
+
+    def _adopt(self) -> None:
+        if self.folder.config.is_file():
+            changes = difference(yaml.safe_load(self.folder.config.read_text()), self.config)
+            foreign = [change for change in changes if change.startswith(_IDENTITY)]
+            if foreign:
+                raise UserError(
+                    f"{self.folder.root} holds a run of another configuration ({'; '.join(foreign)}); "
+                    f"choose another run_dir, or restore these keys to continue it"
+                )
+            for change in changes:
+                say(f"changed since this run was last started: {change}")
+        write_text(self.folder.config, dump(self.config))
+
+    def resume(self) -> Record:
+        """Load the newest checkpoint, if there is one, into engine and EMA."""
+        path = latest(self.folder.checkpoints)
+        if path is None:
+            return Record()
+        stored = read_record(path)
+        if stored["data_fingerprint"] != self._fingerprint:
+            raise UserError(
+                f"{path} was trained on other data than {self.config.data.url} holds now: restore the data, "
+                f"or choose another run_dir"
+            )
+        load_state(path, self.shards, self.ema)
+        record = Record(stored["images"], stored["skipped"], stored["skipped_in_row"])
+        if self.world.is_main:
+            say(f"resumed {self.folder.root} at {record.images} images")
+        return record
+
+    def save(self, images: int, skipped: int, skipped_in_row: int) -> None:
+        """Start a checkpoint in the background; training stands still only while the shards are copied."""
+        record = asdict(Record(images, skipped, skipped_in_row))
+        record |= {"data_fingerprint": self._fingerprint, "config": self.config.model_dump(mode="json")}
+        self.stall_seconds += save_state(self._checkpoints, images, self.shards, self.ema, record)
+
+    def publish(self, images: int) -> None:
+        """Publish all EMA tracks for readers, unless they are."""
+        if (self.folder.snapshots / image_count_name(images)).is_dir():
+            return
+        tracks = {width: self.ema.gather(width) for width in self.config.ema.widths}
+        if self.world.is_main:
+            publish(self.folder.snapshots, images, tracks, self.config.model_dump(mode="json"))
+        else:
+            for track in tracks.values():  # gathering takes every rank
+                for _ in track:
+                    pass
+        self.world.barrier()
+
+    def running(self, images: int) -> None:
+        """Note how far the run is."""
+        self._write_status("running", images)
+
+    def finish(self, state: str, images: int) -> None:
+        """Wait for the last checkpoint, then note that the run is "finished" or "stopped"."""
+        self._checkpoints.wait()
+        self.world.barrier()
+        self._write_status(state, images)
+
+    def _write_status(self, state: str, images: int) -> None:
+        if self.world.is_main:
+            wall = self._wall_before + time.time() - self._started
+            status = {"state": state, "images": images, "wall_seconds": round(wall, 1), "ranks": self.world.size}
+            write_json(self.folder.status, status)
+
+    def close(self) -> None:
+        """Release the folder."""
+        if self._lock is not None:
+            self._lock.close()
+
+
+def _wall_seconds(folder: RunFolder) -> float:
+    """Seconds that earlier starts of this run took."""
+    return json.loads(folder.status.read_text())["wall_seconds"] if folder.status.is_file() else 0.0

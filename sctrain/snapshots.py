@@ -1,0 +1,134 @@
+"""Published EMA weights for readers: evaluation workers, sampling, teachers, other runs.
+
+    snapshots/000000032768/ema-0.05.safetensors ...   one file per track, whole tensors by parameter name
+    snapshots/000000032768/manifest.json              count of images, widths, resolved configuration, shapes, checksums
+
+A snapshot is complete and verified, or it does not exist. Widths that were not tracked are reconstructed post hoc from all
+tracks stored so far (EDM2 section 3.2).
+"""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sctrain.errors import UserError
+from sctrain.power_ema import gamma_from_width, posthoc_coefficients
+from sctrain.runs import image_count_name, numbered
+from sctrain.sealed_folder import describe_file, flush, partial_folder, read_manifest, seal, verified
+
+NEGLIGIBLE = 1e-9  # coefficients below it change no fp32 weight, and need no reading
+
+
+def publish(
+    folder: Path, images: int, tracks: Mapping[float, Iterable[tuple[str, Tensor]]], config: dict[str, Any]
+) -> Path:
+    """Store the tracks after `images` images; one that is already published, before a resume, stays as it is.
+
+    Args:
+        folder: of all snapshots of the run.
+        images: seen so far, positive.
+        tracks: whole tensors by name for each relative width. Consumed one track at a time, and always, since the other
+            ranks take part in gathering them.
+        config: the resolved run description, JSON.
+
+    Returns:
+        The folder of this snapshot.
+
+    Raises:
+        UserError: it could not be written.
+    """
+    assert images > 0, "a power-function average needs a history"
+    final = folder / image_count_name(images)
+    partial, manifest = partial_folder(final), {"images": images, "widths": list(tracks), "config": config}
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for width, track in tracks.items():
+            tensors = dict(track)
+            save_file(tensors, partial / _file_name(width))
+            flush(partial / _file_name(width))
+            manifest["tensors"] = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        manifest["files"] = {name: describe_file(partial / name) for name in map(_file_name, tracks)}
+        if final.exists():
+            shutil.rmtree(partial)
+        else:
+            seal(final, manifest)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        mend = "make room or allow writing there, then repeat the command"
+        raise UserError(f"{final} could not be written ({error}): {mend}") from error
+    return final
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest snapshot in `folder`; its name is its count of images."""
+    found = numbered(folder)
+    return found[-1][1] if found else None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The resolved run description stored in the snapshot at `path`."""
+    return read_manifest(path, _mend(path))["config"]
+
+
+def load_weights(folder: Path, images: int | None, width: float) -> dict[str, Tensor]:
+    """EMA weights by parameter name, fp32 on the CPU.
+
+    Args:
+        folder: of all snapshots of a run.
+        images: which snapshot; None is the newest.
+        width: relative width sigma_rel in (0, 0.288). One that is not a track of the snapshot is reconstructed from all
+            snapshots up to it.
+
+    Raises:
+        UserError: there is no such snapshot, or a file is missing or corrupt.
+    """
+    history = _history(folder, images)
+    target, manifest = history[-1]
+    if width in manifest["widths"]:
+        return load_file(verified(target, _file_name(width), manifest, _mend(target)))
+    return _reconstruct(history, width)
+
+
+def _history(folder: Path, images: int | None) -> list[tuple[Path, dict[str, Any]]]:
+    """(path, manifest) of the snapshots up to the one wanted, oldest first."""
+    found = numbered(folder)
+    counts = [count for count, _ in found]
+    if not found:
+        raise UserError(f"{folder} holds no snapshot: train until the first one is published, or name another run")
+    if images is not None and images not in counts:
+        raise UserError(f"{folder} holds no snapshot at {images} images: choose one of {counts}")
+    chosen = [path for count, path in found if images is None or count <= images]
+    return [(path, read_manifest(path, _mend(path))) for path in chosen]
+
+
+def _reconstruct(history: list[tuple[Path, dict[str, Any]]], width: float) -> dict[str, Tensor]:
+    """Weighted sum of stored tracks in float64, one file in memory at a time."""
+    tracks = [(path, manifest, stored) for path, manifest in history for stored in manifest["widths"]]
+    stored = [(manifest["images"], gamma_from_width(track)) for _, manifest, track in tracks]
+    target, newest_manifest = history[-1]
+    coefficients = posthoc_coefficients(stored, (newest_manifest["images"], gamma_from_width(width)))
+    shapes = newest_manifest["tensors"]
+    total = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    for (path, manifest, track), coefficient in zip(tracks, coefficients, strict=True):
+        if manifest["tensors"] != shapes:
+            raise UserError(f"{path} and {target} are of different networks: move the one of another run away")
+        if abs(coefficient) > NEGLIGIBLE:
+            file = verified(path, _file_name(track), manifest, _mend(path))
+            for name, tensor in load_file(file).items():
+                total[name].add_(tensor, alpha=coefficient)
+    return {name: tensor.float() for name, tensor in total.items()}
+
+
+def _mend(path: Path) -> str:
+    return f"delete the folder {path}; the run's other snapshots and its checkpoints do not need it"
+
+
+def _file_name(width: float) -> str:
+    return f"ema-{width}.safetensors"

@@ -1,0 +1,181 @@
+"""The training run: one visible step, and everything that happens every so many images."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from data_pipeline.loader import stream
+from models.tangent import TANGENT_ENGINES
+from sctrain import building
+from sctrain.config.deepspeed import deepspeed_config, derive_batch
+from sctrain.config.schema import ContinuousObjective, RunConfig
+from sctrain.errors import UserError
+from sctrain.monitor import Monitor
+from sctrain.objectives import build_objective
+from sctrain.objectives.base import Batch, Networks, Progress
+from sctrain.randomness import Purpose, SampleGenerator
+from sctrain.reporting.console import StatusLine
+from sctrain.reporting.scalars import ScalarWriter
+from sctrain.run_state import RunState
+from sctrain.schedules import learning_rate
+from sctrain.signals import StopRequest
+from sctrain.zero.ema import ShardedPowerEma
+from sctrain.zero.engine import FrozenEngine, StepResult, StudentEngine
+from sctrain.zero.shards import Shards
+from sctrain.zero.world import World
+
+EXIT_STOPPED = 75  # by a signal, after a checkpoint: the same command goes on
+
+
+def train(config: RunConfig) -> int:
+    """Train until the budget is used up, or a signal asks to stop. Repeating the call continues. Returns an exit code."""
+    world = World.start(config.runtime)
+    try:
+        with StopRequest() as stop, Trainer(config, world, stop) as trainer:
+            return trainer.run()
+    finally:
+        world.stop()
+
+
+class Trainer:
+    """One run, from its newest checkpoint to its budget."""
+
+    def __init__(self, config: RunConfig, world: World, stop: StopRequest):
+        self.config, self.world, self.stop = config, world, stop
+        self.dataset = building.open_split(config)
+        data = self.dataset.description
+        self.space = building.model_space(config, data)
+        self.objective = build_objective(config.objective, config.sigma_data, len(data.classes))
+        self.student, self.networks = self._networks()
+        self.shards = Shards(self.student.module)
+        self.ema = ShardedPowerEma(self.shards, config.ema.widths)
+        self.monitor = Monitor(world)
+        self.skipped = self.skipped_in_row = 0
+        self.state = RunState(config, world, self.dataset.index.fingerprint, self.shards, self.ema)
+        record = self.state.resume()
+        self.images = record.images
+        self.skipped, self.skipped_in_row = record.skipped, record.skipped_in_row
+        self.batches = self._stream()
+        self.scalars = ScalarWriter(self.state.folder, self.images, enabled=world.is_main)
+        self.status = StatusLine(config.budget_images, self.images, enabled=world.is_main)
+
+    def _networks(self) -> tuple[StudentEngine, Networks]:
+        """The student and, for a distillation, its teacher: ZeRO-3 engines of their own."""
+        config, data = self.config, self.dataset.description
+        zero = deepspeed_config(config, self.world.size)
+        torch.manual_seed(config.seed)  # the same fresh weights on every rank
+        network = building.fresh_network(config, data)
+        source = building.start_weights(config)
+        if source is not None:
+            weights = building.snapshot_weights(source)
+            building.load_into(network, weights, source.run, keep_weighting=False)
+        student, teacher = StudentEngine(network, config.optimizer, zero), None
+        if config.teacher is not None:
+            teacher = FrozenEngine(building.trained_network(config, data, config.teacher), zero)
+        engine = "single_pass"
+        if isinstance(config.objective, ContinuousObjective):
+            engine = config.objective.tangent_engine
+        return student, Networks(student, TANGENT_ENGINES[engine], teacher)
+
+    def _stream(self):
+        config, (micro, _) = self.config, derive_batch(self.config, self.world.size)
+        return stream(
+            self.dataset,
+            seed=config.seed,
+            start=self.images,
+            global_batch=config.batch.global_size,
+            micro_batch=micro,
+            rank=self.world.rank,
+            world=self.world.size,
+            workers=config.data.workers,
+            prefetch=config.data.prefetch_batches,
+            window=config.data.shuffle_window,
+        )
+
+    def run(self) -> int:
+        """Step until the budget is used up or a stop is asked for."""
+        while self.images < self.config.budget_images:
+            self.step()
+            if self.world.any(self.stop.received is not None):
+                self.state.save(self.images, self.skipped, self.skipped_in_row)
+                self.state.finish("stopped", self.images)
+                self.status.say(f"saved at {self.images:,} images and stopped by a signal; the same command goes on")
+                return EXIT_STOPPED
+        self.state.publish(self.images)
+        self.state.save(self.images, self.skipped, self.skipped_in_row)
+        self.state.finish("finished", self.images)
+        return 0
+
+    def step(self) -> None:
+        """One optimizer step: fetch -> objective -> backward -> step -> EMA -> report."""
+        progress = Progress(self.images, self.config.budget_images)
+        after = self.images + self.config.batch.global_size
+        rate = learning_rate(self.config.optimizer, after, self.config.budget_images)
+        result = None
+        while result is None:  # micro-batches of one global batch
+            batch, generator = self.fetch()
+            draws = self.objective.draw(generator, batch, progress)
+            loss = self.objective.loss(draws, self.networks)
+            self.student.backward(loss.per_sample.mean())
+            result = self.student.step(rate)
+            self.monitor.add(draws, loss)
+        if self.accept(result):
+            self.ema.update(self.images, after)
+        before, self.images = self.images, after
+        self.report(before, rate, result)
+
+    def fetch(self) -> tuple[Batch, SampleGenerator]:
+        """The next micro-batch of this rank in model space, and the generator of its samples."""
+        raw = next(self.batches)
+        images = raw.images.to(self.world.device, non_blocking=True)
+        batch = Batch(self.space.from_pixels(images), raw.labels.to(self.world.device, non_blocking=True))
+        # Dropout masks: reproducible for a given number of ranks, independent between ranks and steps.
+        torch.manual_seed(hash((self.config.seed, int(raw.positions[0]))) % 2**63)
+        return batch, SampleGenerator(self.config.seed, raw.positions, Purpose.TRAINING, self.world.device)
+
+    def accept(self, result: StepResult) -> bool:
+        """Count steps that were dropped for a non-finite gradient; stop the run when too many come in a row."""
+        self.skipped_in_row = 0 if result.applied else self.skipped_in_row + 1
+        self.skipped += not result.applied
+        if self.skipped_in_row > self.config.guard.max_skipped_steps:
+            raise UserError(
+                f"{self.skipped_in_row} steps in a row had a non-finite gradient, at {self.images} images: lower "
+                f"optimizer.learning_rate or raise objective.tangent_constant, then resume {self.config.run_dir} from "
+                f"its last checkpoint by the same command (guard.max_skipped_steps sets this limit)"
+            )
+        return result.applied
+
+    def report(self, before: int, rate: float, result: StepResult) -> None:
+        """Whatever is due between `before` and `self.images`: scalars, snapshot, checkpoint."""
+        due = partial(_crossed, before, self.images)
+        cadence = self.config.cadence
+        if due(cadence.status) or self.images >= self.config.budget_images:
+            self._report_scalars(rate, result)
+        if due(cadence.snapshot):
+            self.state.publish(self.images)
+        if due(cadence.checkpoint):
+            self.state.save(self.images, self.skipped, self.skipped_in_row)
+
+    def _report_scalars(self, rate: float, result: StepResult) -> None:
+        means = self.monitor.means()
+        speed = self.status.update(self.images, loss=means["loss/all"], wait_seconds=self.batches.wait_seconds)
+        means |= speed | {"speed/checkpoint_stall_seconds": self.state.stall_seconds}
+        means |= {"optimizer/learning_rate": rate, "optimizer/grad_norm": result.grad_norm}
+        means |= {"guard/skipped_steps": float(self.skipped)}
+        self.scalars.write(self.images, means)
+        self.state.running(self.images)
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.batches.close()
+        self.scalars.close()
+        self.status.close()
+        self.state.close()
+
+
+def _crossed(before: int, after: int, every: int) -> bool:
+    return before // every < after // every

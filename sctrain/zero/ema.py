@@ -1,0 +1,78 @@
+"""Power-function EMA of the fp32 masters, kept on the shards: an update needs no communication (EDM2 section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sctrain import power_ema
+from sctrain.zero.pieces import Piece
+from sctrain.zero.shards import Shard, Shards
+
+
+class ShardedPowerEma:
+    """Tracks of given relative widths; before any update they equal the weights."""
+
+    def __init__(self, shards: Shards, widths: Sequence[float]):
+        """Start from the present masters.
+
+        Args:
+            shards: of the engine to follow.
+            widths: relative widths sigma_rel in (0, 0.288).
+        """
+        self._shards = shards
+        self._gammas = {width: power_ema.gamma_from_width(width) for width in widths}
+        self._tracks = {width: {shard.name: shard.master.clone() for shard in shards} for width in widths}
+
+    @property
+    def widths(self) -> tuple[float, ...]:
+        return tuple(self._tracks)
+
+    @torch.no_grad()
+    def update(self, images_before: int, images_after: int) -> None:
+        """Follow an applied optimizer step that took the count of images from one value to the other."""
+        masters = [shard.master for shard in self._shards]
+        for width, track in self._tracks.items():
+            keep = power_ema.decay(images_before, images_after, self._gammas[width])
+            torch._foreach_lerp_(list(track.values()), masters, 1 - keep)
+
+    def gather(self, width: float) -> Iterator[tuple[str, Tensor]]:
+        """(name, whole track on the CPU), one parameter after the other, on rank 0; nothing elsewhere.
+
+        Every rank has to exhaust it, since all take part.
+        """
+        for shard in self._shards:
+            whole = _gather(shard, self._tracks[width][shard.name])
+            if whole is not None:
+                yield shard.name, whole
+
+    def pieces(self) -> dict[str, Piece]:
+        """This rank's tracks by `ema-WIDTH/NAME`."""
+        return {
+            f"{_kind(width)}/{shard.name}": Piece(track[shard.name], shard.shape, shard.start)
+            for width, track in self._tracks.items()
+            for shard in self._shards
+        }
+
+    def load(self, key: str, values: Tensor) -> None:
+        """Overwrite one track; its key is that of `pieces`."""
+        kind, _, name = key.partition("/")
+        track = next(track for width, track in self._tracks.items() if _kind(width) == kind)
+        track[name].copy_(values)
+
+
+def _kind(width: float) -> str:
+    return f"ema-{width}"
+
+
+def _gather(shard: Shard, local: Tensor) -> Tensor | None:
+    """The whole tensor on rank 0, None elsewhere."""
+    world = dist.get_world_size()
+    padded = local.new_zeros(-(-shard.numel // world))
+    padded[: local.numel()] = local
+    parts = [torch.empty_like(padded) for _ in range(world)] if dist.get_rank() == 0 else None
+    dist.gather(padded, parts, dst=0)
+    return None if parts is None else torch.cat(parts)[: shard.numel].view(shard.shape).cpu()

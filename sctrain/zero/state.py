@@ -1,0 +1,44 @@
+"""The whole training state of an engine, to and from a checkpoint: masters, moments, the optimizer's step, EMA tracks."""
+
+from pathlib import Path
+from typing import Any
+
+from sctrain.zero.checkpoint import Checkpointer, load, read_record
+from sctrain.zero.ema import ShardedPowerEma
+from sctrain.zero.pieces import Piece
+from sctrain.zero.shards import MASTER, Shards
+
+OPTIMIZER_STEP = "optimizer_step"
+
+
+def state_pieces(shards: Shards, ema: ShardedPowerEma) -> dict[str, Piece]:
+    """Every tensor of the state by `master/NAME`, `exp_avg/NAME`, `ema-0.05/NAME` and so on; views, not copies."""
+    kinds = (MASTER, *shards.moments)
+    return {f"{kind}/{shard.name}": shard.piece(kind) for kind in kinds for shard in shards} | ema.pieces()
+
+
+def save_state(
+    checkpointer: Checkpointer, images: int, shards: Shards, ema: ShardedPowerEma, record: dict[str, Any]
+) -> float:
+    """Begin to save in the background; see `Checkpointer.save`. Returns the seconds that training stood still."""
+    record = {**record, OPTIMIZER_STEP: shards.optimizer_step}
+    return checkpointer.save(images, state_pieces(shards, ema), record)
+
+
+def load_state(path: Path, shards: Shards, ema: ShardedPowerEma) -> dict[str, Any]:
+    """Restore the state that any number of ranks saved at `path`, and return its record. All ranks take part.
+
+    Raises:
+        UserError: the checkpoint is damaged or belongs to another network.
+    """
+    record = read_record(path)
+    shards.set_optimizer_step(record[OPTIMIZER_STEP])
+    values_by_key = load(path, state_pieces(shards, ema))
+    with shards.rewriting():
+        for key, values in values_by_key:
+            kind, _, name = key.partition("/")
+            if kind == MASTER or kind in shards.moments:
+                shards[name].set(kind, values)
+            else:
+                ema.load(key, values)
+    return record

@@ -1,0 +1,105 @@
+"""The index: a round trip, and every claim it must not make."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline.errors import DataError
+from data_pipeline.index import ShardIndex, load_index
+
+
+def make_index(samples: int, shards: int) -> ShardIndex:
+    """Samples of 1,024 bytes, spread evenly."""
+    shard = np.sort(np.arange(samples) % shards).astype("<i4")
+    counts = np.bincount(shard, minlength=shards)
+    first = np.cumsum(counts) - counts
+    return ShardIndex(
+        shard_names=np.array([b"train-%06d.tar" % number for number in range(shards)]),
+        shard_bytes=(counts * 1024 + 1024).astype("<i8"),
+        key=np.char.mod("%08d", np.arange(samples)).astype("S8"),
+        shard=shard,
+        offset=((np.arange(samples) - first[shard]) * 1024).astype("<i8"),
+        size=np.full(samples, 1024, "<i4"),
+        label=(np.arange(samples) % 10).astype("<i4"),
+        crc32=np.arange(samples).astype("<u4"),
+    )
+
+
+def saved(index: ShardIndex, folder: Path) -> str:
+    path = folder / "index-train.npz"
+    with path.open("wb") as file:
+        index.save(file)
+    return str(path)
+
+
+def test_round_trip_of_many_rows(tmp_path: Path):
+    index = make_index(200_000, 300)
+    loaded = load_index(saved(index, tmp_path))
+    assert len(loaded) == 200_000
+    assert loaded.fingerprint == index.fingerprint
+    assert loaded.shard_counts.tolist() == np.bincount(index.shard).tolist()
+    assert loaded.shard_name(199_999) == "train-000299.tar"
+
+
+@pytest.mark.parametrize("column", ["shard_names", "shard_bytes", "key", "offset", "size", "label", "crc32"])
+def test_fingerprint_covers_every_column(column: str):
+    index = make_index(20, 2)
+    changed = getattr(index, column).copy()
+    changed[1] = b"other" if changed.dtype.kind == "S" else changed[1] + 1
+    assert replace(index, **{column: changed}).fingerprint != index.fingerprint
+
+
+def changed(column: str, row: int, value: object) -> ShardIndex:
+    index = make_index(20, 2)
+    values = getattr(index, column).copy()
+    values[row] = value
+    return replace(index, **{column: values})
+
+
+HOSTILE = {
+    "path out of the folder": changed("shard_names", 0, b"../escape.tar"),
+    "absolute path": changed("shard_names", 0, b"/etc/passwd"),
+    "hidden file": changed("shard_names", 0, b".train.tar"),
+    "empty name": changed("shard_names", 0, b""),
+    "newline in a name": changed("shard_names", 0, b"a\nb.tar"),
+    "not ASCII": changed("shard_names", 0, b"\xff.tar"),
+    "name twice": changed("shard_names", 0, b"train-000001.tar"),
+    "negative shard": changed("shard", 0, -1),
+    "shard not listed": changed("shard", 19, 2),
+    "shards out of order": changed("shard", 0, 1),
+    "negative offset": changed("offset", 0, -1024),
+    "offset beyond the shard": changed("offset", 9, 2**62),
+    "size zero": changed("size", 0, 0),
+    "size beyond the shard": changed("size", 19, 2**30),
+    "odd offset": changed("offset", 3, 3 * 1024 + 1),
+    "overlap": changed("size", 3, 2048),
+    "negative label": changed("label", 0, -1),
+    "no samples": make_index(0, 1),
+    "columns of two lengths": replace(make_index(20, 2), label=np.zeros(19, "<i4")),
+    "wrong type": replace(make_index(20, 2), label=np.zeros(20, "<f4")),
+    "two dimensions": replace(make_index(20, 2), label=np.zeros((20, 1), "<i4")),
+}
+
+
+@pytest.mark.parametrize("index", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_index_is_refused(index: ShardIndex, tmp_path: Path):
+    with pytest.raises(DataError, match=r"index-train\.npz is not a valid index .*sctrain prepare") as caught:
+        load_index(saved(index, tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_index_are_refused(tmp_path: Path):
+    complete = Path(saved(make_index(20, 2), tmp_path)).read_bytes()
+    np.savez(tmp_path / "pickled.npz", shard_names=np.array([{}], dtype=object))
+    np.savez(tmp_path / "other.npz", something=np.zeros(3))
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "short.npz").write_bytes(complete[:-100])
+    (tmp_path / "flipped.npz").write_bytes(complete[:600] + bytes([complete[600] ^ 1]) + complete[601:])
+    (tmp_path / "empty.npz").touch()
+    for name in ("pickled.npz", "other.npz", "array.npy", "short.npz", "flipped.npz", "empty.npz"):
+        with pytest.raises(DataError, match=f"{name} is not a readable index"):
+            load_index(str(tmp_path / name))
+    with pytest.raises(DataError, match=r"missing\.npz does not exist"):
+        load_index(str(tmp_path / "missing.npz"))

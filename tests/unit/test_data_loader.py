@@ -1,0 +1,177 @@
+"""The stream: the same global batches on any number of ranks and workers, exact resume, honest errors, prompt end."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.digits import prepare_digits
+from data_pipeline.errors import DataError
+from data_pipeline.loader import BatchStream, ShardedDataset, open_dataset, stream
+from data_pipeline.order import SampleOrder
+
+BATCH = 24
+START = 1416  # the second step crosses into the next epoch of the 1,438 training digits
+SEED = 7
+WINDOW = 500
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    prepare_digits(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(digits: Path) -> ShardedDataset:
+    return open_dataset(str(digits), "train")
+
+
+def open_stream(
+    dataset: ShardedDataset,
+    *,
+    start: int = START,
+    micro_batch: int = BATCH,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+) -> BatchStream:
+    return stream(
+        dataset,
+        seed=SEED,
+        start=start,
+        global_batch=BATCH,
+        micro_batch=micro_batch,
+        rank=rank,
+        world=world,
+        workers=workers,
+        prefetch=3,
+        window=WINDOW,
+    )
+
+
+def expected(dataset: ShardedDataset, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    order = SampleOrder(dataset.index.shard_counts, SEED, WINDOW)
+    return dataset.read(order.sample_ids(np.arange(start, start + count)))
+
+
+FULL = pytest.mark.full
+
+
+@pytest.mark.parametrize(
+    ("world", "micro_batch", "workers"),
+    [
+        *[(world, micro_batch, 0) for world, micro_batch in [(1, 24), (1, 8), (2, 6), (3, 4), (4, 6)]],
+        (1, 8, 1),
+        pytest.param(1, 8, 2, marks=FULL),
+        pytest.param(2, 6, 1, marks=FULL),
+        pytest.param(3, 4, 1, marks=FULL),
+        pytest.param(4, 6, 1, marks=FULL),
+    ],
+)
+def test_same_global_batches_on_any_ranks_and_workers(
+    dataset: ShardedDataset, world: int, micro_batch: int, workers: int
+):
+    accumulation = BATCH // (world * micro_batch)
+    steps = 3
+    ranks = []
+    for rank in range(world):
+        with open_stream(dataset, micro_batch=micro_batch, rank=rank, world=world, workers=workers) as batches:
+            ranks.append(list(islice(batches, steps * accumulation)))
+    parts = [ranks[rank][turn] for turn in range(steps * accumulation) for rank in range(world)]
+    images, labels = expected(dataset, START, steps * BATCH)
+    assert torch.equal(torch.cat([part.images for part in parts]), images)
+    assert torch.equal(torch.cat([part.labels for part in parts]), labels)
+    assert torch.cat([part.positions for part in parts]).tolist() == list(range(START, START + steps * BATCH))
+
+
+def test_resume_equals_uninterrupted(dataset: ShardedDataset):
+    with open_stream(dataset, start=0) as whole, open_stream(dataset, start=5 * BATCH) as resumed:
+        for _ in range(5):
+            next(whole)
+        for _ in range(3):
+            one, other = next(whole), next(resumed)
+            assert torch.equal(one.images, other.images) and torch.equal(one.positions, other.positions)
+
+
+def test_stream_leaves_the_global_generator_alone(dataset: ShardedDataset):
+    before = torch.get_rng_state()
+    with open_stream(dataset) as batches:
+        next(batches)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def damaged(digits: Path, tmp_path: Path) -> ShardedDataset:
+    """The digits with every training shard overwritten after the first 100 KiB."""
+    copy = shutil.copytree(digits, tmp_path / "damaged")
+    for shard in copy.glob("train-*.tar"):
+        content = shard.read_bytes()
+        shard.write_bytes(content[:102_400] + bytes(len(content) - 102_400))
+    return open_dataset(str(copy), "train")
+
+
+def test_error_in_the_thread_reaches_the_consumer(digits: Path, tmp_path: Path):
+    with open_stream(damaged(digits, tmp_path)) as batches:
+        with pytest.raises(
+            DataError, match=r"train-00000\d\.tar: sample 'digit-\d+' is damaged .*sctrain prepare"
+        ) as caught:
+            list(islice(batches, 20))
+    assert "\n" not in str(caught.value)
+
+
+def test_workers_end_report_and_outlive_signals(dataset: ShardedDataset, digits: Path, tmp_path: Path):
+    """One process start serves two questions, since starting one takes seconds."""
+    before = torch.get_rng_state()
+    with open_stream(dataset, workers=1) as batches:
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            os.kill(worker.pid, number)
+        assert len(list(islice(batches, 10))) == 10
+    assert not worker.is_alive() and multiprocessing.active_children() == []
+    assert torch.equal(torch.get_rng_state(), before)
+    with open_stream(damaged(digits, tmp_path), workers=1) as batches:
+        with pytest.raises(DataError, match=r"is damaged") as caught:
+            list(islice(batches, 20))
+    assert "\n" not in str(caught.value)  # not torch's report of a worker's traceback
+    assert multiprocessing.active_children() == []
+
+
+def test_close_ends_the_thread_and_reads_no_further(dataset: ShardedDataset):
+    threads = threading.active_count()
+    batches = open_stream(dataset)
+    next(batches)
+    assert threading.active_count() == threads + 1
+    batches.close()
+    assert threading.active_count() == threads
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
+def test_prefetch_is_bounded_and_waiting_is_counted(dataset: ShardedDataset, monkeypatch: pytest.MonkeyPatch):
+    reads = []
+    read = ShardedDataset.read
+
+    def slow_read(self: ShardedDataset, sample_ids: np.ndarray):
+        reads.append(len(sample_ids))
+        time.sleep(0.02)
+        return read(self, sample_ids)
+
+    monkeypatch.setattr(ShardedDataset, "read", slow_read)
+    with open_stream(dataset) as batches:
+        next(batches)
+        waited = batches.wait_seconds
+        assert waited >= 0.02
+        time.sleep(0.3)  # long enough for everything that may be read ahead
+        assert len(reads) == 3
+        next(batches)
+        assert batches.wait_seconds - waited < 0.02
