@@ -50,7 +50,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if rest and (any(word.startswith("-") for word in rest) or "overrides" not in args):
         raise UserError(f"unknown argument '{rest[0]}'; `sctrain {args.command} --help` lists the known ones")
     if rest:
-        args.overrides += rest
+        args.overrides = [*args.overrides, *rest]
     return args
 
 
@@ -101,7 +101,8 @@ def _add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> No
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.learning_rate=1e-4")
+    example = "for example optimizer.learning_rate=1e-4"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=example)
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
