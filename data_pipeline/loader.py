@@ -4,6 +4,7 @@ Positions are handed out in order and batches come back in order; threads and pr
 state of a stream is the position it starts from, which the trainer keeps.
 """
 
+import atexit
 import signal
 import time
 from collections import deque
@@ -126,8 +127,15 @@ def _from_workers(reader: _Reader, positions: Iterator[np.ndarray], workers: int
         multiprocessing_context="spawn",  # a forked child would inherit CUDA, threads and clients of the trainer
         generator=torch.Generator(),  # keeps the loader's own seeding away from the global generator
     )
-    for batch in loader:
-        yield _raised(batch)
+    batches = iter(loader)
+    end_workers = batches._shutdown_workers
+    atexit.register(end_workers)  # or an unclosed stream would hang at exit: multiprocessing sends only SIGTERM
+    try:
+        for batch in batches:
+            yield _raised(batch)
+    finally:
+        atexit.unregister(end_workers)
+        end_workers()
 
 
 def _raised(batch: Batch | DataError) -> Batch:

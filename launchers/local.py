@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOPPED_BY_SIGNAL = 75  # a rank's exit code: it has saved and the same command goes on; its peers are doing the same
@@ -39,7 +38,6 @@ def run_ranks(argv: Sequence[str], ranks: int, env: Mapping[str, str]) -> int:
             return _wait(processes)
         finally:
             _end(processes)
-            _remove_shared_memory(port)
 
 
 def rank_environment(rank: int, ranks: int, port: int, env: Mapping[str, str]) -> dict[str, str]:
@@ -100,10 +98,18 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
         ended = [128 - code if code < 0 else code for code in codes if code is not None]
         failed = [code for code in ended if code not in (0, STOPPED_BY_SIGNAL)]
         if failed:
+            _name_killed(codes)
             return max(failed)  # 1 is what the peers of a dying rank end with, so any other code says more
         if len(ended) == len(processes):
             return max(ended)
         time.sleep(_POLL_SECONDS)
+
+
+def _name_killed(codes: list[int | None]) -> None:
+    """A killed rank cannot speak for itself, and its peers only complain about lost connections."""
+    for rank, code in enumerate(codes):
+        if code is not None and code < 0:
+            print(f"rank {rank} was killed by {signal.Signals(-code).name}; its peers are ended", file=sys.stderr)
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
@@ -117,9 +123,3 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def _remove_shared_memory(port: int) -> None:
-    """What DeepSpeed's CPU collectives leave behind, also when a rank was killed (csrc/cpu/comm/shm.cpp names it)."""
-    for leftover in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_{port}_*"):
-        leftover.unlink(missing_ok=True)

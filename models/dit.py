@@ -1,7 +1,8 @@
 """A TrigFlow transformer (DiT family, Peebles & Xie 2023) in the form that sCM needs.
 
-Differences from DiT (sCM section 4.1): c_noise(t) = t through a slow positional embedding; adaptive *double* normalisation,
-y = pnorm(x) * pnorm(scale) + pnorm(shift), in place of adaLN; queries and keys normalised. Every layer carries tangents.
+Differences from DiT (sCM section 4.1): c_noise(t) = t through a slow positional embedding; adaptive *double*
+normalisation, y = pnorm(x) * pnorm(scale) + pnorm(shift), in place of adaLN; queries and keys normalised. Every layer
+carries tangents.
 """
 
 from dataclasses import dataclass

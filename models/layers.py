@@ -65,7 +65,7 @@ scale_shift = carried(_scale_shift_value, _scale_shift_rule)
 
 
 class PositionalEmbedding(nn.Module):
-    """Sines and cosines of t at frequencies from 1 down to 1/period rad per unit of t: (B,) -> (B, W), in float32 or better.
+    """Sines and cosines of t, at frequencies from 1 down to 1/period rad per unit of t: (B,) -> (B, W), dtype of t.
 
     Slow on purpose: high frequencies make dF/dt large and noisy (sCM section 4.1).
     """

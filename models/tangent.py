@@ -1,11 +1,12 @@
 """Forward-mode tangents that autograd does not record.
 
-Continuous-time consistency models need dF/dt beside F in every step, and a gradient through F alone. A network is written
-once, in ordinary PyTorch style; inside `forward_ad.dual_level()` its activations are dual tensors (value, tangent).
-Built-in rules would make the tangent of every product with a parameter part of the autograd graph: about as slow as a second
-pass, at several times the memory. `carried` splits each such operation instead: its value keeps the stock kernel and graph,
-its tangent follows a rule evaluated under no_grad. Sums, reshapes and concatenations use PyTorch's own rules, which record
-nothing when no incoming tangent requires a gradient. The result: one traversal, parameters gathered once, shared dropout.
+Continuous-time consistency models need dF/dt beside F in every step, and a gradient through F alone. A network is
+written once, in ordinary PyTorch style; inside `forward_ad.dual_level()` its activations are dual tensors (value,
+tangent). Built-in rules would make the tangent of every product with a parameter part of the autograd graph: about as
+slow as a second pass, at several times the memory. `carried` splits each such operation instead: its value keeps the
+stock kernel and graph, its tangent follows a rule evaluated under no_grad. Sums, reshapes and concatenations use
+PyTorch's own rules, which record nothing when no incoming tangent requires a gradient. The result: one traversal,
+parameters gathered once, shared dropout.
 """
 
 from collections.abc import Callable, Sequence

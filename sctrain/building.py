@@ -27,7 +27,9 @@ def model_space(config: RunConfig, data: DatasetDescription) -> ModelSpace:
     """Pixels to x of standard deviation sigma_data."""
     for key in ("mean", "std"):
         if len(getattr(config.data, key)) not in (1, data.channels):
-            raise UserError(f"data.{key} has {len(getattr(config.data, key))} values for images of {data.channels} channels")
+            raise UserError(
+                f"data.{key} has {len(getattr(config.data, key))} values for images of {data.channels} channels"
+            )
     return ModelSpace(tuple(config.data.mean), tuple(config.data.std), config.sigma_data)
 
 

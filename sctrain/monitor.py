@@ -29,7 +29,9 @@ class Monitor:
             self._accumulate(name, values, bins)
 
     def _accumulate(self, name: str, values: Tensor, bins: Tensor) -> None:
-        sums = self._sums.setdefault(name, torch.zeros(2, len(_BIN_EDGES) + 1, dtype=torch.float64, device=values.device))
+        sums = self._sums.setdefault(
+            name, torch.zeros(2, len(_BIN_EDGES) + 1, dtype=torch.float64, device=values.device)
+        )
         stacked = torch.stack([values.double(), torch.ones_like(values, dtype=torch.float64)])
         sums.index_add_(1, bins, stacked)
 

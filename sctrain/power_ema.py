@@ -1,4 +1,4 @@
-"""Power-function EMA: the mathematics of EDM2 (arXiv 2312.02696, section 3 and appendix C), in float64, without tensors.
+"""Power-function EMA: the mathematics of EDM2 (arXiv 2312.02696, section 3 and appendix C), in float64.
 
 A track of exponent gamma at t averages the weights theta(tau), 0 <= tau <= t, with the profile (equation 121)
 p_{t,gamma}(tau) = (gamma + 1) tau^gamma / t^(gamma + 1). Its relative width sigma_rel is the standard deviation of that
@@ -29,7 +29,7 @@ def width_from_gamma(gamma: float) -> float:
 
 
 def decay(images_before: int, images_after: int, gamma: float) -> float:
-    """beta(t) = (1 - dt/t)^(gamma + 1) of the step from `images_before` to `images_after`; 0 at the first (equation 127)."""
+    """beta(t) = (1 - dt/t)^(gamma + 1) (equation 127) of the step between two counts of images; 0 at the first step."""
     assert 0 <= images_before < images_after, (images_before, images_after)
     return (images_before / images_after) ** (gamma + 1)
 
@@ -45,9 +45,7 @@ def profile_inner_product(a: Track, b: Track) -> float:
 def posthoc_coefficients(stored: Sequence[Track], target: Track) -> list[float]:
     """Weights whose sum over the stored tracks lies nearest to the target's profile, scaled to sum to one.
 
-    Args:
-        stored: tracks at hand; none may be younger than the target.
-        target: the track to imitate.
+    The stored tracks are those at hand when the target ends: none may be younger.
     """
     gram = np.array([[profile_inner_product(a, b) for b in stored] for a in stored])
     overlap = np.array([profile_inner_product(a, target) for a in stored])

@@ -30,14 +30,14 @@ def velocity(x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
 
 
 def denoise(x: Tensor, F: Tensor, t: Tensor, sigma_data: float) -> Tensor:
-    """f = cos t x - sin t sigma_d F: the denoised image, and the consistency function (sCM eq. 6)."""
+    """F = cos t x - sin t sigma_d F: the denoised image, and the consistency function (sCM eq. 6)."""
     t = per_sample(t, x)
     return t.cos() * x - t.sin() * sigma_data * F
 
 
 @dataclass(frozen=True)
 class ModelSpace:
-    """Pixels in [0, 1] to a space of standard deviation sigma_data: x = (pixel - mean) sigma_data / std, per channel."""
+    """Pixels in [0, 1] to model space: x = (pixel - mean) sigma_data / std, per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -54,4 +54,5 @@ class ModelSpace:
         return ((x * (std / self.sigma_data) + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
     def _channels(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        return tuple(torch.tensor(v, device=like.device).reshape(-1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (torch.tensor(values, device=like.device).reshape(-1, 1, 1) for values in (self.mean, self.std))
+        return mean, std

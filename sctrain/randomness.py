@@ -1,7 +1,7 @@
 """Randomness that belongs to samples, not to processes.
 
-Each sample draws from a Philox stream keyed by (seed, position in the endless sequence of samples). So noise, times and label
-dropout are the same for any number of ranks, workers and restarts, and for any split of a batch.
+Each sample draws from a Philox stream keyed by (seed, position in the endless sequence of samples). So noise, times
+and label dropout are the same for any number of ranks, workers and restarts, and for any split of a batch.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ import fcntl
 import json
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import IO
 
 import psutil
@@ -41,9 +40,7 @@ class Record:
 class RunState:
     """Everything of a run that outlives its processes. All methods are called on every rank."""
 
-    def __init__(
-        self, config: RunConfig, world: World, data_fingerprint: str, shards: Shards, ema: ShardedPowerEma
-    ):
+    def __init__(self, config: RunConfig, world: World, data_fingerprint: str, shards: Shards, ema: ShardedPowerEma):
         self.config, self.world, self.shards, self.ema = config, world, shards, ema
         self.folder = RunFolder(config.run_dir)
         self._fingerprint = data_fingerprint
@@ -62,11 +59,15 @@ class RunState:
             self.folder.root.mkdir(parents=True, exist_ok=True)
             lock = (self.folder.root / ".lock").open("w")
         except OSError as error:
-            raise UserError(f"{self.folder.root} cannot be written ({error.strerror}); choose another run_dir") from error
+            raise UserError(
+                f"{self.folder.root} cannot be written ({error.strerror}); choose another run_dir"
+            ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"another process is training in {self.folder.root}; wait for it, or choose another run_dir") from error
+            raise UserError(
+                f"another process is training in {self.folder.root}; wait for it, or choose another run_dir"
+            ) from error
         self._adopt()
         return lock
 

@@ -16,7 +16,7 @@ from sctrain.randomness import Purpose, SampleGenerator
 
 
 def initial_noise(seed: int, indices: Tensor, shape: Sequence[int], sigma_data: float) -> Tensor:
-    """z ~ N(0, sigma_d^2 I) of images number `indices` (B,): (B, *shape)."""
+    """Z ~ N(0, sigma_d^2 I) of images number `indices` (B,): (B, *shape)."""
     return sigma_data * SampleGenerator(seed, indices, Purpose.INITIAL_NOISE).normal(shape)
 
 
@@ -30,7 +30,13 @@ def step_times(steps: int, middle_time: float = 1.1) -> list[float]:
 
 @torch.no_grad()
 def consistency_sample(
-    network: Network, noise: Tensor, labels: Tensor, sigma_data: float, times: Sequence[float], seed: int, indices: Tensor
+    network: Network,
+    noise: Tensor,
+    labels: Tensor,
+    sigma_data: float,
+    times: Sequence[float],
+    seed: int,
+    indices: Tensor,
 ) -> Tensor:
     """Multistep consistency sampling (Song et al. 2023, algorithm 1), one network evaluation per time."""
     fresh = SampleGenerator(seed, indices, Purpose.FRESH_NOISE)
@@ -44,7 +50,7 @@ def consistency_sample(
 
 
 def karras_times(steps: int, sigma_data: float, sigma_min: float = 0.002, rho: float = 7.0) -> list[float]:
-    """steps + 1 times from T_MAX to 0: EDM's noise levels (Karras et al. 2022, eq. 5) through t = arctan(sigma / sigma_d)."""
+    """`steps` + 1 times from T_MAX to 0: EDM's noise levels (Karras et al. 2022, eq. 5), t = arctan(sigma/sigma_d)."""
     low, high = sigma_min ** (1 / rho), (sigma_data * math.tan(T_MAX)) ** (1 / rho)
     sigmas = [(high + i / max(steps - 1, 1) * (low - high)) ** rho for i in range(steps)]
     return [*(math.atan(sigma / sigma_data) for sigma in sigmas), 0.0]
@@ -61,8 +67,9 @@ def ode_sample(
 ) -> Tensor:
     """Solve the probability-flow ODE dx/dt = sigma_d F(x / sigma_d, t) from T_MAX to 0.
 
-    Euler is DDIM, x_s = cos(t - s) x - sin(t - s) sigma_d F (sCM section 3): `steps` evaluations. Heun is EDM's (Karras et
-    al. 2022, algorithm 1): the mean of the noise estimates at both ends, the last step excepted: 2 steps - 1 evaluations.
+    Euler is DDIM, x_s = cos(t - s) x - sin(t - s) sigma_d F (sCM section 3): `steps` evaluations. Heun is EDM's
+    (Karras et al. 2022, algorithm 1): the mean of the noise estimates at both ends, the last step excepted: 2 steps -
+    1 evaluations.
     """
     x, times = noise, karras_times(steps, sigma_data)
     for now, then in zip(times[:-1], times[1:], strict=True):
@@ -76,7 +83,7 @@ def ode_sample(
 
 
 def _noise_estimate(network: Network, x: Tensor, time: float, labels: Tensor, sigma_data: float) -> Tensor:
-    """z = sin t x + cos t sigma_d F."""
+    """Z = sin t x + cos t sigma_d F."""
     t = torch.full((len(x),), time, dtype=x.dtype, device=x.device)
     return math.sin(time) * x + math.cos(time) * sigma_data * network(x / sigma_data, t, labels)[0]
 

@@ -1,8 +1,8 @@
 """Folders that are complete and verified, or do not exist: the form of every checkpoint and snapshot.
 
-Files are written into `.NAME.partial` beside the final place; `manifest.json`, written last, holds the size and sha256 of
-every one; a rename makes the folder appear under its name. What is retired takes the hidden name first, so an interrupted
-removal leaves no half-empty folder behind. Only JSON and safetensors are stored: reading never runs code.
+Files are written into `.NAME.partial` beside the final place; `manifest.json`, written last, holds size and sha256 of
+every one; a rename makes the folder appear under its name. What is retired takes the hidden name first, so that an
+interrupted removal leaves no half-empty folder behind. Only JSON and safetensors are stored: reading runs no code.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sctrain.errors import UserError
+from sctrain.files import write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -27,16 +28,6 @@ def remove_partial_folders(parent: Path) -> None:
     """Clear what an interrupted run left in `parent`. Only while nobody writes there."""
     for path in parent.glob(".*.partial"):
         shutil.rmtree(path)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write atomically: readers see the old file, the new one or none."""
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def flush(path: Path) -> None:
@@ -71,11 +62,7 @@ def retire(final: Path) -> None:
 
 
 def read_manifest(folder: Path, mend: str) -> dict[str, Any]:
-    """The manifest of a sealed folder.
-
-    Raises:
-        UserError: missing, damaged or of another version; its sentence ends in `mend`.
-    """
+    """The manifest of a sealed folder; UserError, ending in `mend`, if it is missing, damaged or of another version."""
     path = folder / MANIFEST
     try:
         sealed = json.loads(path.read_text())
@@ -90,11 +77,7 @@ def read_manifest(folder: Path, mend: str) -> dict[str, Any]:
 
 
 def verified(folder: Path, name: str, manifest: dict[str, Any], mend: str) -> Path:
-    """Path of a file of a sealed folder, its size and sha256 checked against the manifest.
-
-    Raises:
-        UserError: missing, changed or not in the manifest; its sentence ends in `mend`.
-    """
+    """Path of a file of a sealed folder, checked against the manifest; UserError, ending in `mend`, if damaged."""
     path = folder / name
     assert path.parent == folder, f"{name} leaves its folder"
     try:

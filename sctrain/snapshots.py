@@ -3,8 +3,8 @@
     snapshots/000000032768/ema-0.05.safetensors ...   one file per track, whole tensors by parameter name
     snapshots/000000032768/manifest.json              count of images, widths, resolved configuration, shapes, checksums
 
-A snapshot is complete and verified, or it does not exist. Widths that were not tracked are reconstructed post hoc from all
-tracks stored so far (EDM2 section 3.2).
+A snapshot is complete and verified, or it does not exist. Widths that were not tracked are reconstructed post hoc from
+all tracks stored so far (EDM2 section 3.2).
 """
 
 import shutil
@@ -28,20 +28,11 @@ NEGLIGIBLE = 1e-9  # coefficients below it change no fp32 weight, and need no re
 def publish(
     folder: Path, images: int, tracks: Mapping[float, Iterable[tuple[str, Tensor]]], config: dict[str, Any]
 ) -> Path:
-    """Store the tracks after `images` images; one that is already published, before a resume, stays as it is.
+    """Store the tracks after `images` > 0 images, and return their folder; UserError if it cannot be written.
 
-    Args:
-        folder: of all snapshots of the run.
-        images: seen so far, positive.
-        tracks: whole tensors by name for each relative width. Consumed one track at a time, and always, since the other
-            ranks take part in gathering them.
-        config: the resolved run description, JSON.
-
-    Returns:
-        The folder of this snapshot.
-
-    Raises:
-        UserError: it could not be written.
+    `tracks` holds whole tensors by parameter name for each relative width. They are consumed one track at a time, and
+    always, since gathering them takes the other ranks too. A snapshot that was published before a resume stays.
+    `config` is the resolved run description, JSON.
     """
     assert images > 0, "a power-function average needs a history"
     final = folder / image_count_name(images)
@@ -78,16 +69,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def load_weights(folder: Path, images: int | None, width: float) -> dict[str, Tensor]:
-    """EMA weights by parameter name, fp32 on the CPU.
+    """EMA weights by parameter name, fp32 on the CPU, of the snapshot at `images` (None: the newest).
 
-    Args:
-        folder: of all snapshots of a run.
-        images: which snapshot; None is the newest.
-        width: relative width sigma_rel in (0, 0.288). One that is not a track of the snapshot is reconstructed from all
-            snapshots up to it.
-
-    Raises:
-        UserError: there is no such snapshot, or a file is missing or corrupt.
+    A relative width in (0, 0.288) that is not a track of the snapshot is reconstructed from all snapshots up to it.
+    UserError if there is no such snapshot, or a file is missing or corrupt.
     """
     history = _history(folder, images)
     target, manifest = history[-1]

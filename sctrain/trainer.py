@@ -30,7 +30,7 @@ EXIT_STOPPED = 75  # by a signal, after a checkpoint: the same command goes on
 
 
 def train(config: RunConfig) -> int:
-    """Train until the budget is used up, or a signal asks to stop. Repeating the call continues. Returns an exit code."""
+    """Train until the budget is used up or a signal asks to stop; repeating the call goes on. Returns an exit code."""
     world = World.start(config.runtime)
     try:
         with StopRequest() as stop, Trainer(config, world, stop) as trainer:

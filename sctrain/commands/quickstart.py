@@ -1,7 +1,8 @@
 """`sctrain quickstart`: the whole system on real images, from nothing to a report.
 
-prepare -> teacher -> sCD from it -> sCT, each trained by its own ranks and scored by its own worker beside them. Every part is
-a process that a lab would start by hand, and every part continues where it stopped: repeat the command after an interruption.
+prepare -> teacher -> sCD from it -> sCT, each trained by its own ranks and scored by its own worker beside them.
+Every part is a process that a lab would start by hand, and every part continues where it stopped: repeat the command
+after an interruption.
 """
 
 import argparse
@@ -57,5 +58,3 @@ def _sctrain(*arguments: str) -> int:
 
 def _command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "sctrain", *arguments]
-
-

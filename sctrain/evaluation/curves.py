@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 # matplotlib writes these placeholders; the page's colours replace them.
 INK, FAINT = "#010101", "#020202"
@@ -42,25 +42,30 @@ def chart(curves: Sequence[Curve], *, levels: Sequence[tuple[str, float]] = (), 
         "axes.edgecolor": FAINT,
         "xtick.color": INK,
         "ytick.color": INK,
+        "axes.formatter.useoffset": False,
         "axes.labelcolor": INK,
-        "font.size": 9,
+        "font.size": 11,
     }
     with rc_context(style):
         figure = Figure(figsize=(5, 3.2), layout="constrained")
         axes = figure.add_subplot()
         for name, level in levels:
             axes.axhline(level, color=INK, linewidth=1, linestyle=(0, (1, 2)))
-            axes.annotate(name, (1, level), (0, 2), ("axes fraction", "data"), "offset points", ha="right", fontsize=8)
+            axes.annotate(name, (1, level), (0, 2), ("axes fraction", "data"), "offset points", ha="right", fontsize=10)
         for curve in curves:
             _draw(axes, curve)
-        axes.set_yscale("log" if log else "linear")
+        if log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("images seen")
         axes.grid(color=FAINT, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(length=0)
         if len(curves) > 1:
-            axes.legend(frameon=False, fontsize=8)
+            axes.legend(frameon=False, fontsize=10)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _inline(buffer.getvalue())
@@ -83,7 +88,7 @@ def _draw(axes, curve: Curve) -> None:
 def _inline(svg: str) -> str:
     """Without prologue, fixed size, fonts and the identifiers that every chart repeats."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r' id="(?:figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick|legend)_\d+"', "", svg)

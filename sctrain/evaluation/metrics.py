@@ -3,30 +3,36 @@
 Features are (N, D) float64, images (N, C, H, W) uint8.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 BLOCK = 1024
 
 
-def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float, float]:
-    """Improved precision and recall (Kynkaanniemi et al. 2019): how much of each set lies on the manifold of the other.
+@dataclass(frozen=True)
+class Manifold:
+    """Balls around points (N, D), each as large as the distance to the k-th neighbour (N,).
 
-    A set's manifold is the union of balls around its points, each as large as the distance to the k-th neighbour.
+    Improved precision and recall (Kynkaanniemi et al. 2019): how much of the generated set lies on the manifold of the
+    real one, and the other way round.
     """
-    return covered(generated, real, neighbour_radii(real, k)), covered(real, generated, neighbour_radii(generated, k))
 
+    points: Tensor
+    radii: Tensor
 
-def neighbour_radii(points: Tensor, k: int) -> Tensor:
-    """Distance of each point to its k-th neighbour, itself not counted: (N, D) -> (N,)."""
-    k = min(k, len(points) - 1)
-    return torch.cat([torch.cdist(block, points).kthvalue(k + 1, dim=1).values for block in points.split(BLOCK)])
+    @staticmethod
+    def of(points: Tensor, k: int = 3) -> "Manifold":
+        """A point is not its own neighbour; fewer than k neighbours count as k."""
+        nearest = min(k + 1, len(points))
+        kth = [torch.cdist(block, points).topk(nearest, largest=False).values[:, -1] for block in points.split(BLOCK)]
+        return Manifold(points, torch.cat(kth))
 
-
-def covered(points: Tensor, centres: Tensor, radii: Tensor) -> float:
-    """Fraction of `points` inside at least one ball."""
-    inside = [(torch.cdist(block, centres) <= radii).any(dim=1) for block in points.split(BLOCK)]
-    return torch.cat(inside).double().mean().item()
+    def share_inside(self, points: Tensor) -> float:
+        """Fraction of `points` (M, D) inside at least one ball."""
+        inside = [(torch.cdist(block, self.points) <= self.radii).any(dim=1) for block in points.split(BLOCK)]
+        return torch.cat(inside).double().mean().item()
 
 
 def class_agreement(predicted: Tensor, labels: Tensor) -> float:

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch.utils.tensorboard import SummaryWriter
 
 from sctrain.evaluation.queue import is_done, read_result
-from sctrain.evaluation.scoring import Evaluation
+from sctrain.evaluation.scoring import REAL, Evaluation
 from sctrain.files import write_bytes
 from sctrain.reporting.grids import image_grid
 from sctrain.runs import RunFolder, numbered
@@ -29,7 +29,7 @@ def write_pictures(folder: Path, evaluation: Evaluation, columns: int) -> dict[s
     grids = {name: image_grid(images, columns) for name, images in evaluation.pictures.items()}
     for name, grid in grids.items():
         buffer = io.BytesIO()
-        grid.save(buffer, "PNG", optimize=True)
+        grid.save(buffer, "PNG")
         write_bytes(folder / f"grid-{name}.png", buffer.getvalue())
     return grids
 
@@ -40,7 +40,8 @@ def write_tensorboard(run: RunFolder, images: int, evaluation: Evaluation, grids
         for tag, values in _scalars(evaluation).items():
             writer.add_scalar(tag, sum(values) / len(values), images)
         for name, grid in grids.items():
-            writer.add_image(f"samples/{name}", np.asarray(grid), images, dataformats="HWC")
+            if name != REAL:
+                writer.add_image(f"samples/{name}", np.asarray(grid), images, dataformats="HWC")
 
 
 def _scalars(evaluation: Evaluation) -> dict[str, list[float]]:

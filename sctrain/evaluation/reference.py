@@ -20,7 +20,7 @@ from sctrain.errors import UserError
 from sctrain.evaluation.extractor import Extractor
 from sctrain.evaluation.frechet import Moments, frechet_distance
 from sctrain.evaluation.images import blocks, evenly_spaced, in_memory
-from sctrain.evaluation.metrics import class_agreement, nearest_distance, precision_recall
+from sctrain.evaluation.metrics import Manifold, class_agreement, nearest_distance
 from sctrain.files import write_bytes, write_json
 
 FEATURE_POINTS = 5000  # of each side in precision and recall
@@ -33,19 +33,19 @@ class Reference:
     """The training split as the metrics see it."""
 
     moments: Moments
-    features: Tensor  # (at most 5000, D)
+    manifold: Manifold  # of at most 5000 features
     images: Tensor  # uint8 (N, C, H, W): all, or as many as fit
     figures: dict[str, float]  # fd_resample, fd_test, agreement_test, precision_test, recall_test, nn_test
 
     def score(self, images: Tensor, labels: Tensor, extractor: Extractor) -> dict[str, float]:
         """The figures of generated images: uint8 (N, C, H, W), N >= 2, with the labels asked for."""
         features, predicted = extractor(images)
-        precision, recall = precision_recall(self.features, thinned(features))
+        thin = thinned(features)
         return {
             "fd": frechet_distance(Moments.of(features), self.moments),
             "agreement": class_agreement(predicted, labels),
-            "precision": precision,
-            "recall": recall,
+            "precision": self.manifold.share_inside(thin),
+            "recall": Manifold.of(thin).share_inside(self.manifold.points),
             "nn_ratio": nearest_distance(images, self.images) / self.figures["nn_test"],
         }
 
@@ -62,28 +62,29 @@ def load_reference(url: str, extractor: Extractor, samples: int, folder: Path) -
     images, _ = in_memory(train)
     kept = _kept(folder, fingerprint)
     if kept is not None:
-        moments, features, figures = kept
-        return Reference(moments, features, images, figures)
+        moments, manifold, figures = kept
+        return Reference(moments, manifold, images, figures)
     reference = _computed(train, test, images, extractor, samples)
-    moments = reference.moments
-    tensors = {"mean": moments.mean, "scatter": moments.scatter, "features": reference.features.contiguous()}
-    tensors["count"] = torch.tensor(moments.count)
+    moments, manifold = reference.moments, reference.manifold
+    tensors = {"count": torch.tensor(moments.count), "mean": moments.mean, "scatter": moments.scatter}
+    tensors |= {"features": manifold.points.contiguous(), "radii": manifold.radii}
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / TENSORS, save(tensors, {"fingerprint": fingerprint}))
     write_json(folder / FIGURES, {"fingerprint": fingerprint, "samples": samples, **reference.figures})
     return reference
 
 
-def _kept(folder: Path, fingerprint: str) -> tuple[Moments, Tensor, dict[str, float]] | None:
+def _kept(folder: Path, fingerprint: str) -> tuple[Moments, Manifold, dict[str, float]] | None:
     if not (folder / TENSORS).is_file() or not (folder / FIGURES).is_file():
         return None
     figures = json.loads((folder / FIGURES).read_text())
     with safe_open(folder / TENSORS, "pt") as file:
         if {file.metadata()["fingerprint"], figures.pop("fingerprint")} != {fingerprint}:
             return None
-        tensors = {name: file.get_tensor(name) for name in ("count", "mean", "scatter", "features")}
+        tensors = {name: file.get_tensor(name) for name in ("count", "mean", "scatter", "features", "radii")}
     figures.pop("samples")
-    return Moments(int(tensors["count"]), tensors["mean"], tensors["scatter"]), tensors["features"], figures
+    moments = Moments(int(tensors["count"]), tensors["mean"], tensors["scatter"])
+    return moments, Manifold(tensors["features"], tensors["radii"]), figures
 
 
 def _computed(
@@ -91,21 +92,20 @@ def _computed(
 ) -> Reference:
     moments = Moments.over(extractor.features(block) for block in blocks(train))
     resample = Moments.over(_resampled(train, extractor, samples))
-    features = extractor.features(in_memory(train, FEATURE_POINTS)[0])
+    manifold = Manifold.of(extractor.features(in_memory(train, FEATURE_POINTS)[0]))
     test_images, test_labels = in_memory(test, FEATURE_POINTS)
     test_features, predicted = extractor(test_images)
-    precision, recall = precision_recall(features, test_features)
     figures = {
         "fd_resample": frechet_distance(resample, moments),
         "fd_test": frechet_distance(Moments.over(extractor.features(block) for block in blocks(test)), moments),
         "agreement_test": class_agreement(predicted, test_labels),
-        "precision_test": precision,
-        "recall_test": recall,
+        "precision_test": manifold.share_inside(test_features),
+        "recall_test": Manifold.of(test_features).share_inside(manifold.points),
         "nn_test": nearest_distance(test_images, images),
     }
     if figures["nn_test"] == 0:
         raise UserError(f"every test image of {train.url} is also a training image; prepare it from distinct images")
-    return Reference(moments, features, images, figures)
+    return Reference(moments, manifold, images, figures)
 
 
 def _resampled(train: ShardedDataset, extractor: Extractor, samples: int) -> Iterator[Tensor]:

@@ -8,17 +8,11 @@ from sctrain.objectives.diffusion import TrigFlowDiffusion
 
 def build_objective(config: DiffusionObjective | ContinuousObjective, sigma_data: float, num_classes: int) -> Objective:
     """The objective that a configuration names."""
-    shared = dict(
-        sigma_data=sigma_data,
-        num_classes=num_classes,
-        time_mean=config.times.mean,
-        time_std=config.times.std,
-        label_dropout=config.label_dropout,
-    )
+    common = (sigma_data, num_classes, config.times.mean, config.times.std, config.label_dropout)
     if isinstance(config, DiffusionObjective):
-        return TrigFlowDiffusion(**shared)
+        return TrigFlowDiffusion(*common)
     return ContinuousConsistency(
-        **shared,
+        *common,
         distill=config.name == "scd",
         tangent_normalization=config.tangent_normalization,
         tangent_constant=config.tangent_constant,

@@ -23,13 +23,13 @@ from sctrain.randomness import SampleGenerator
 def consistency_tangent(
     x_t: Tensor, dx_dt: Tensor, F: Tensor, t_F: Tensor, t: Tensor, r: float, sigma_data: float
 ) -> Tensor:
-    """g = -cos^2 t (sigma_d F - dx/dt) - r (cos t sin t x_t + sigma_d t_F), with t_F = cos t sin t dF/dt (sCM eq. 8)."""
+    """g = -cos^2 t (sigma_d F - dx/dt) - r (cos t sin t x_t + sigma_d t_F); t_F = cos t sin t dF/dt (sCM eq. 8)."""
     cos, sin = per_sample(t.cos(), x_t), per_sample(t.sin(), x_t)
     return -(cos**2) * (sigma_data * F - dx_dt) - r * (cos * sin * x_t + sigma_data * t_F)
 
 
 def normalized(g: Tensor, constant: float, norm: Literal["l2", "rms"]) -> Tensor:
-    """g / (||g|| + c) per sample (sCM section 4.1). "rms" compares c with ||g|| / sqrt(D), as FastGen does."""
+    """G / (||g|| + c) per sample (sCM section 4.1). "rms" compares c with ||g|| / sqrt(D), as FastGen does."""
     scale = rms_factor(g) if norm == "rms" else 1.0
     return g / per_sample(l2_norm(g) / scale + constant, g)
 

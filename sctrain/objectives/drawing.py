@@ -11,13 +11,13 @@ from sctrain.randomness import SampleGenerator
 
 
 def trigflow_times(generator: SampleGenerator, mean: float, std: float, sigma_data: float) -> Tensor:
-    """tau ~ N(mean, std^2), t = arctan(exp(tau) / sigma_d) (sCM eq. 5), at most T_MAX: (B,)."""
+    """Tau ~ N(mean, std^2), t = arctan(exp(tau) / sigma_d) (sCM eq. 5), at most T_MAX: (B,)."""
     tau = mean + std * generator.normal()
     return torch.atan(tau.exp() / sigma_data).clamp(max=T_MAX)
 
 
 def noise(generator: SampleGenerator, batch: Batch, sigma_data: float) -> Tensor:
-    """z ~ N(0, sigma_d^2 I), of the images' shape."""
+    """Z ~ N(0, sigma_d^2 I), of the images' shape."""
     return sigma_data * generator.normal(batch.x0.shape[1:])
 
 

@@ -3,15 +3,16 @@
     checkpoints/000000032768/rank-00000.safetensors ...   each rank's pieces of every tensor, flat
     checkpoints/000000032768/manifest.json                shapes, cuts, checksums and the trainer's record
 
-A save copies the pieces into staging buffers and returns; one thread per rank writes them. The threads never communicate
-through the process group (a collective off the main thread would interleave with training's): each rank leaves a sidecar
-in the partial folder, and rank 0 seals the checkpoint when all are there.
+A save copies the pieces into staging buffers and returns; one thread per rank writes them. The threads never use the
+process group (a collective off the main thread would interleave with training's): each rank leaves a sidecar in the
+partial folder, and rank 0 seals the checkpoint when all are there.
 
 Why not torch.distributed.checkpoint: its metadata is a pickle, which runs code when read, and a rank's pieces are
-one-dimensional intervals, whose resharding is the dozen lines of `_read`.
+one-dimensional intervals, whose resharding is the dozen lines of `_read` and `_overlaps`.
 """
 
 import contextlib
+import itertools
 import json
 import shutil
 import threading
@@ -26,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sctrain.errors import UserError
+from sctrain.files import write_json
 from sctrain.runs import image_count_name, numbered
 from sctrain.sealed_folder import (
     describe_file,
@@ -36,7 +38,6 @@ from sctrain.sealed_folder import (
     retire,
     seal,
     verified,
-    write_json,
 )
 from sctrain.zero.pieces import Piece
 
@@ -55,16 +56,11 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path, wanted: Mapping[str, Piece]) -> Iterator[tuple[str, Tensor]]:
-    """Values of the wanted pieces, one at a time on the CPU; empty pieces are left out.
+    """Values of the wanted pieces by key, one at a time on the CPU; empty pieces are left out.
 
-    The pieces may be cut for another number of ranks than the one that saved. All checks come before the first value.
-
-    Args:
-        path: of a checkpoint.
-        wanted: this rank's pieces by key; only their shapes and intervals are read. The keys must be those stored.
-
-    Raises:
-        UserError: a file is missing or corrupt, or the checkpoint belongs to another network.
+    Of `wanted` only shapes and intervals count, which may be cut for another number of ranks than saved; its keys must
+    be those stored. All checks come before the first value: UserError if a file is missing or corrupt, or if the
+    checkpoint belongs to another network.
     """
     manifest = read_manifest(path, _mend(path))
     stored: dict[str, dict[str, Any]] = manifest["tensors"]
@@ -87,7 +83,7 @@ def _read(
 
 def _overlaps(cuts: list[int], piece: Piece) -> Iterator[tuple[int, int, int]]:
     """(rank, start, stop) of each stored piece that the wanted one overlaps, counted from the stored one's start."""
-    for rank, (first, last) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for rank, (first, last) in enumerate(itertools.pairwise(cuts)):
         start, stop = max(first, piece.start), min(last, piece.stop)
         if start < stop:
             yield rank, start - first, stop - first
@@ -113,22 +109,15 @@ def _mend(path: Path) -> str:
 class Checkpointer:
     """Saves checkpoints of a run in the background; every rank has one.
 
-    An error of the background thread is raised by the next call. Staging buffers are kept: they cost each rank as much
-    host memory as its pieces.
+    Construct it on every rank before the first training step, which keeps rank 0's cleaning apart from saves. An error
+    of the background thread is raised by the next call. The staging buffers stay, and cost as much host memory as the
+    pieces.
     """
 
     def __init__(self, folder: Path, keep: int, rank: int, world: int, patience_seconds: float = 1800.0):
-        """Remove what an interrupted run left behind, on rank 0: a barrier or a training step has to follow before `save`.
+        """Remove what an interrupted run left in `folder`, which all ranks share; UserError if it cannot be written.
 
-        Args:
-            folder: of all checkpoints of the run, shared by the ranks.
-            keep: how many checkpoints stay; at least 1.
-            rank: of this process.
-            world: number of ranks.
-            patience_seconds: how long rank 0 waits for the other ranks' parts.
-
-        Raises:
-            UserError: the folder cannot be written.
+        Only the `keep` newest checkpoints stay. Rank 0 waits at most `patience_seconds` for the other ranks' parts.
         """
         assert keep >= 1 and 0 <= rank < world, (keep, rank, world)
         self.folder, self.keep, self.rank, self.world = folder, keep, rank, world
@@ -145,15 +134,10 @@ class Checkpointer:
                 raise UserError(f"{folder} cannot be written ({error}): allow it or choose another run_dir") from error
 
     def save(self, images: int, tensors: Mapping[str, Piece], record: dict[str, Any]) -> float:
-        """Begin to save; waits for the previous save first. A count of images that is already saved is left as it is.
+        """Begin to save, after the previous save is done; return the seconds that training stood still.
 
-        Args:
-            images: seen so far; names the checkpoint.
-            tensors: this rank's pieces. They may change as soon as this returns.
-            record: anything JSON that `read_record` shall return; rank 0's is stored.
-
-        Returns:
-            Seconds that training stood still.
+        `tensors`, this rank's pieces, may change as soon as this returns. `record` is anything JSON that `read_record`
+        shall return (rank 0's counts). A count of images that is already saved is left as it is.
         """
         begin = time.perf_counter()
         self.wait()
@@ -169,11 +153,7 @@ class Checkpointer:
         return time.perf_counter() - begin
 
     def wait(self) -> None:
-        """Return when this rank has nothing left to write.
-
-        Raises:
-            UserError: the save failed; older checkpoints are untouched.
-        """
+        """Return when this rank has nothing left to write; UserError if it failed, older checkpoints are untouched."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -195,11 +175,15 @@ class Checkpointer:
         partial = partial_folder(final)
         try:
             self._write_shard(partial, intervals)
-            if self.rank == 0:
-                self._complete(final, manifest)
         except Exception as error:
             self._error = _explain(error, final)
-            self._give_up(partial)
+            self._leave_failure(partial)
+        if self.rank == 0:
+            try:
+                self._complete(final, manifest)
+            except Exception as error:
+                self._error = self._error or _explain(error, final)
+                shutil.rmtree(partial, ignore_errors=True)
 
     def _write_shard(self, partial: Path, intervals: Mapping[str, tuple[int, int]]) -> None:
         partial.mkdir(exist_ok=True)
@@ -223,23 +207,27 @@ class Checkpointer:
             retire(old)
 
     def _await_sidecars(self, partial: Path) -> list[dict[str, Any]]:
-        deadline, missing = time.monotonic() + self._patience, list(range(self.world))
-        while missing := [rank for rank in missing if not (partial / _sidecar_name(rank)).exists()]:
-            if failed := [rank for rank in missing if (partial / _failure_name(rank)).exists()]:
-                raise OSError(f"rank {failed[0]} could not write its part, see its message")
+        """Every rank's sidecar, after all ranks are done with the folder."""
+        deadline, ranks = time.monotonic() + self._patience, range(self.world)
+        while missing := [rank for rank in ranks if not _is_done(partial, rank)]:
+            if not partial.exists():
+                raise OSError("its folder is missing")
             if time.monotonic() > deadline:
                 raise OSError(f"rank {missing[0]} wrote nothing within {self._patience:g} s")
             time.sleep(POLL_SECONDS)
-        return [json.loads((partial / _sidecar_name(rank)).read_text()) for rank in range(self.world)]
+        if failed := [rank for rank in ranks if (partial / _failure_name(rank)).exists()]:
+            raise OSError(f"rank {failed[0]} could not write its part, see its message")
+        return [json.loads((partial / _sidecar_name(rank)).read_text()) for rank in ranks]
 
-    def _give_up(self, partial: Path) -> None:
-        """Rank 0 clears the attempt away; the others free their space and tell rank 0."""
-        with contextlib.suppress(OSError):  # the first error is the one to report
-            if self.rank == 0:
-                shutil.rmtree(partial)
-            else:
-                (partial / _shard_name(self.rank)).unlink(missing_ok=True)
-                (partial / _failure_name(self.rank)).touch()
+    def _leave_failure(self, partial: Path) -> None:
+        """Free the space and tell rank 0, as far as the disk allows: the error itself is told by the next call."""
+        with contextlib.suppress(OSError):
+            (partial / _shard_name(self.rank)).unlink(missing_ok=True)
+            (partial / _failure_name(self.rank)).touch()
+
+
+def _is_done(partial: Path, rank: int) -> bool:
+    return (partial / _sidecar_name(rank)).exists() or (partial / _failure_name(rank)).exists()
 
 
 def _explain(error: Exception, final: Path) -> Exception:

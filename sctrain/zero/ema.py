@@ -17,12 +17,7 @@ class ShardedPowerEma:
     """Tracks of given relative widths; before any update they equal the weights."""
 
     def __init__(self, shards: Shards, widths: Sequence[float]):
-        """Start from the present masters.
-
-        Args:
-            shards: of the engine to follow.
-            widths: relative widths sigma_rel in (0, 0.288).
-        """
+        """Start from the present masters; the relative widths sigma_rel lie in (0, 0.288)."""
         self._shards = shards
         self._gammas = {width: power_ema.gamma_from_width(width) for width in widths}
         self._tracks = {width: {shard.name: shard.master.clone() for shard in shards} for width in widths}
@@ -50,7 +45,7 @@ class ShardedPowerEma:
                 yield shard.name, whole
 
     def pieces(self) -> dict[str, Piece]:
-        """This rank's tracks by `ema-WIDTH/NAME`."""
+        """The tracks as this rank holds them, by `ema-WIDTH/NAME`."""
         return {
             f"{_kind(width)}/{shard.name}": Piece(track[shard.name], shard.shape, shard.start)
             for width, track in self._tracks.items()

@@ -1,4 +1,4 @@
-"""ZeRO-3 engines: the student with its optimizer, and frozen networks (teachers) as engines of their own without one."""
+"""ZeRO-3 engines: the student with its optimizer, and frozen networks (teachers) as engines without one."""
 
 from __future__ import annotations
 
@@ -29,19 +29,13 @@ class StudentEngine:
 
     def __init__(self, network: nn.Module, optimizer: OptimizerConfig, config: dict[str, Any]):
         make = _OPTIMIZERS[optimizer.name]
-        client = make(network.parameters(), lr=optimizer.learning_rate, betas=optimizer.betas, eps=optimizer.eps)
-        self._engine, *_ = deepspeed.initialize(model=network, optimizer=client, config=copy.deepcopy(config))
-        carry_tangents(self._engine.module)
-
-    @property
-    def module(self) -> nn.Module:
-        """The wrapped network; its parameters are partitioned."""
-        return self._engine.module
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The client optimizer; its parameters are ZeRO-3's flat fp32 shards."""
-        return self._engine.optimizer.optimizer
+        # ZeRO-3 replaces the parameters of this optimizer by its flat fp32 shards.
+        self._optimizer = make(
+            network.parameters(), lr=optimizer.learning_rate, betas=optimizer.betas, eps=optimizer.eps
+        )
+        self._engine, *_ = deepspeed.initialize(model=network, optimizer=self._optimizer, config=copy.deepcopy(config))
+        self.module = network  # its parameters are partitioned now
+        carry_tangents(network)
 
     def __call__(self, u: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return self._engine(u, t, labels)
@@ -53,7 +47,7 @@ class StudentEngine:
     def step(self, learning_rate: float) -> StepResult | None:
         """To be called after every micro-batch: None while accumulating, else the result of the optimizer step."""
         boundary = self._engine.is_gradient_accumulation_boundary()
-        for group in self.optimizer.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
         if not boundary:

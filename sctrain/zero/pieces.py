@@ -14,16 +14,10 @@ def interval(numel: int, rank: int, world: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Piece:
-    """One rank's part of a flattened tensor.
+    """One rank's part [start, stop) of a flattened tensor."""
 
-    Attributes:
-        local: (stop - start,) values, without ZeRO's padding.
-        shape: of the whole tensor.
-        start: where the part begins in the flattened tensor.
-    """
-
-    local: Tensor
-    shape: tuple[int, ...]
+    local: Tensor  # (stop - start,), without ZeRO's padding
+    shape: tuple[int, ...]  # of the whole tensor
     start: int
 
     def __post_init__(self) -> None:

@@ -26,14 +26,7 @@ MASTER = "master"
 
 
 class Shard:
-    """This rank's part of one parameter.
-
-    Attributes:
-        name: of the parameter in its module.
-        shape: of the whole parameter.
-        numel: elements of the whole parameter.
-        start: where the part begins in the flattened parameter; `stop` is behind its end.
-    """
+    """The part [start, stop) of one flattened parameter that this rank holds; `shape` and `numel` are the whole's."""
 
     def __init__(self, name: str, parameter: nn.Parameter):
         assert parameter.requires_grad, f"{name} is frozen: ZeRO-3 keeps no master of it"
@@ -101,14 +94,14 @@ class Shards:
     def rewriting(self) -> Iterator[None]:
         """Masters may be set inside, and every forward after it sees them. All ranks take part.
 
-        Whole copies of parameters, which ZeRO-3 keeps of small ones between steps, are dropped before and gathered anew.
+        The whole copies that ZeRO-3 keeps of small parameters between steps are dropped before and gathered after.
         """
         self._zero.checkpoint_event_prologue()
         yield
         self._zero.checkpoint_event_epilogue()
 
     def set_optimizer_step(self, step: int) -> None:
-        """Let the optimizer have taken `step` steps: 0 forgets its state, more creates the moments if there are none."""
+        """Let the optimizer have taken `step` steps: 0 forgets its state, more creates moments where there are none."""
         state = self._zero.optimizer.state
         if step == 0:
             state.clear()
@@ -118,7 +111,7 @@ class Shards:
             values["step"] = torch.full_like(values["step"], step) if torch.is_tensor(values["step"]) else step
 
     def _create_moments(self) -> None:
-        """Let the optimizer lay out its own state, by a step that moves nothing: gradient and learning rate are zero."""
+        """Have the optimizer lay out its own state, by a step that moves nothing: gradients and rate are zero."""
         rates = [group["lr"] for group in self._zero.optimizer.param_groups]
         for group in self._zero.optimizer.param_groups:
             group["lr"] = 0.0

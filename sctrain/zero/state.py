@@ -1,8 +1,14 @@
-"""The whole training state of an engine, to and from a checkpoint: masters, moments, the optimizer's step, EMA tracks."""
+"""The whole training state of an engine, to and from a checkpoint: masters, moments, optimizer step, EMA tracks."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sctrain.errors import UserError
 from sctrain.zero.checkpoint import Checkpointer, load, read_record
 from sctrain.zero.ema import ShardedPowerEma
 from sctrain.zero.pieces import Piece
@@ -28,12 +34,11 @@ def save_state(
 def load_state(path: Path, shards: Shards, ema: ShardedPowerEma) -> dict[str, Any]:
     """Restore the state that any number of ranks saved at `path`, and return its record. All ranks take part.
 
-    Raises:
-        UserError: the checkpoint is damaged or belongs to another network.
+    UserError, on every rank, if the checkpoint is damaged or belongs to another network.
     """
     record = read_record(path)
     shards.set_optimizer_step(record[OPTIMIZER_STEP])
-    values_by_key = load(path, state_pieces(shards, ema))
+    values_by_key = _load_on_all_ranks(path, state_pieces(shards, ema))
     with shards.rewriting():
         for key, values in values_by_key:
             kind, _, name = key.partition("/")
@@ -42,3 +47,18 @@ def load_state(path: Path, shards: Shards, ema: ShardedPowerEma) -> dict[str, An
             else:
                 ema.load(key, values)
     return record
+
+
+def _load_on_all_ranks(path: Path, wanted: Mapping[str, Piece]) -> Iterator[tuple[str, Tensor]]:
+    """`load`, which fails on every rank if it fails on one: nobody is left waiting in a collective."""
+    refusal, values = None, iter(())
+    try:
+        values = load(path, wanted)
+    except UserError as error:
+        refusal = error
+    device = next(iter(wanted.values())).local.device
+    refused = torch.tensor(float(refusal is not None), device=device)
+    dist.all_reduce(refused, op=dist.ReduceOp.MAX)
+    if refused:
+        raise refusal or UserError(f"another rank could not read its part of {path}: see its message")
+    return values

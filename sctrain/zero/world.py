@@ -61,9 +61,10 @@ class World:
 
 
 def _join(backend: str, timeout: timedelta) -> None:
-    # The groups that ZeRO-3 really uses are clones made without a time-out: the default has to change (30 minutes on gloo).
+    # The groups that ZeRO-3 really uses are clones made without a time-out: the default has to change (30 minutes on
+    # gloo).
     c10d.default_pg_timeout = timeout
-    # DeepSpeed's shared-memory op serves tensor-parallel inference only, yet every CPU start compiles it for half a minute
-    # and each rank leaves 69 MB in /dev/shm.
+    # DeepSpeed's shared-memory op serves tensor-parallel inference only, yet every CPU start compiles it for half a
+    # minute and each rank leaves 69 MB in /dev/shm.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)

@@ -71,6 +71,12 @@ def test_rewritten_masters_reach_the_forward(two_ranks, variant):
         assert loss == expected
 
 
+def test_all_ranks_refuse_what_one_finds_damaged(two_ranks):
+    said = [result["damaged"] for result in two_ranks]
+    assert "another rank could not read" in said[0]
+    assert "rank-00001.safetensors is corrupt" in said[1]
+
+
 def test_rank_killed_while_saving(two_ranks):
     killed = two_ranks[0]["killed"]
     assert "rank 1 wrote nothing within 1 s" in killed["error"] and "older checkpoints are untouched" in killed["error"]

@@ -1,6 +1,6 @@
 """Runs a program as one world of gloo ranks on this machine and returns what each rank reported.
 
-A program is a plain file under `programs/`, run by path; it joins with `rank.join()` and ends with `rank.report(values)`:
+A program is a plain file under `programs/`, run by path; it joins with `rank.join()` and reports with `rank.report`:
 
     results = run_world(PROGRAMS / "zero_state.py", 2, "save", str(folder))
     assert results[0]["loss"] == results[1]["loss"]
@@ -42,17 +42,10 @@ class _Rank:
 def run_world(
     program: Path, world: int, *args: str, timeout: float = 120.0, may_die: Collection[int] = ()
 ) -> list[dict[str, Any]]:
-    """Run `program` on `world` ranks, and return their reports by rank.
+    """Run `program` with `args` on each of `world` ranks, and return their reports by rank.
 
-    Args:
-        program: file to run.
-        world: number of ranks.
-        args: command-line arguments of every rank.
-        timeout: seconds until all ranks are killed.
-        may_die: ranks that are expected to end badly; without a report theirs is empty.
-
-    Raises:
-        AssertionError: another rank failed or the time is over; it shows the end of every rank's output.
+    After `timeout` seconds all are killed. Ranks in `may_die` are expected to end badly; without a report theirs is
+    empty. If another one fails or the time is over, an AssertionError shows the end of every rank's output.
     """
     with tempfile.TemporaryDirectory() as scratch:
         port = _free_port()

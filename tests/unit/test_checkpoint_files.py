@@ -1,5 +1,6 @@
 """The files of a checkpoint, without DeepSpeed: ranks are Checkpointers side by side in one process."""
 
+import itertools
 import json
 import math
 import resource
@@ -38,6 +39,12 @@ def finish(ranks):
         checkpointer.wait()
 
 
+def newest(folder):
+    path = latest(folder)
+    assert path is not None
+    return path
+
+
 def assert_holds(path, whole, world):
     for rank in range(world):
         wanted = pieces(rank, world, whole)
@@ -50,7 +57,7 @@ def assert_holds(path, whole, world):
 def test_intervals_cover_the_tensor_as_zero3_cuts_it(numel, world):
     cuts = [interval(numel, rank, world) for rank in range(world)]
     assert cuts[0][0] == 0 and cuts[-1][1] == numel
-    assert all(stop == start for (_, stop), (start, _) in zip(cuts, cuts[1:], strict=False))
+    assert all(stop == start for (_, stop), (start, _) in itertools.pairwise(cuts))
     assert cuts[0][1] == math.ceil(numel / world)
 
 
@@ -60,8 +67,8 @@ def test_round_trip_on_any_number_of_ranks(tmp_path, saved_on, loaded_on):
     ranks = checkpointers(tmp_path / "run" / "checkpoints", saved_on)
     save(ranks, 32768, {"seed": 3, "config": {"name": "digits"}})
     finish(ranks)
-    path = latest(tmp_path / "run" / "checkpoints")
-    assert path is not None and path.name == "000000032768"
+    path = newest(tmp_path / "run" / "checkpoints")
+    assert path.name == "000000032768"
     assert read_record(path) == {"seed": 3, "config": {"name": "digits"}}
     assert_holds(path, WHOLE, loaded_on)
     shards = {f"rank-{rank:05d}.safetensors" for rank in range(saved_on)}
@@ -75,7 +82,7 @@ def test_pieces_may_change_as_soon_as_save_returns(tmp_path):
     for tensor in whole.values():
         tensor.zero_()
     finish(ranks)
-    assert_holds(latest(tmp_path), WHOLE, 2)
+    assert_holds(newest(tmp_path), WHOLE, 2)
 
 
 def test_keeps_the_newest_and_replaces_nothing(tmp_path):
@@ -88,7 +95,7 @@ def test_keeps_the_newest_and_replaces_nothing(tmp_path):
     resumed = checkpointers(tmp_path, keep=1)
     save(resumed, 300, {"images": "again"})
     finish(resumed)
-    assert read_record(latest(tmp_path)) == {"images": 300}
+    assert read_record(newest(tmp_path)) == {"images": 300}
     save(resumed, 400)
     finish(resumed)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000000400"]
@@ -127,11 +134,11 @@ def test_damage_is_named_with_its_mend(tmp_path, name, damage, complaint):
     save(ranks, 100)
     save(ranks, 200)
     finish(ranks)
-    newest = latest(tmp_path)
-    damage(newest / name)
+    path = newest(tmp_path)
+    damage(path / name)
     with pytest.raises(UserError) as caught:
-        load(newest, pieces(0, 1))
-    assert all(part in str(caught.value) for part in (f"{newest / name}", complaint, f"delete the folder {newest}"))
+        load(path, pieces(0, 1))
+    assert all(part in str(caught.value) for part in (f"{path / name}", complaint, f"delete the folder {path}"))
     assert "fall back on 000000000100" in str(caught.value)
     assert_holds(tmp_path / "000000000100", WHOLE, 1)
 
@@ -140,9 +147,9 @@ def test_damage_of_the_only_checkpoint_offers_no_older_one(tmp_path):
     ranks = checkpointers(tmp_path)
     save(ranks, 100)
     finish(ranks)
-    flip_a_bit(latest(tmp_path) / "rank-00000.safetensors")
+    flip_a_bit(newest(tmp_path) / "rank-00000.safetensors")
     with pytest.raises(UserError, match="start anew"):
-        load(latest(tmp_path), pieces(0, 2))
+        load(newest(tmp_path), pieces(0, 2))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +165,7 @@ def test_checkpoint_of_another_network(tmp_path, change, complaint):
     save(ranks, 100)
     finish(ranks)
     with pytest.raises(UserError, match=complaint):
-        load(latest(tmp_path), pieces(0, 1, change(WHOLE)))
+        load(newest(tmp_path), pieces(0, 1, change(WHOLE)))
 
 
 def test_unwritable_folder(tmp_path):
@@ -181,13 +188,13 @@ def test_no_room_for_the_file(tmp_path, small_file_limit):
     save(ranks, 100)
     save(ranks, 200, whole={"master/large": torch.zeros(2**20)})
     for checkpointer in ranks:
-        with pytest.raises(UserError, match="000000000200 could not be saved .* make room"):
+        with pytest.raises(UserError, match=r"000000000200 could not be saved .* make room"):
             checkpointer.wait()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000000100"]
-    assert_holds(latest(tmp_path), WHOLE, 2)
+    assert_holds(newest(tmp_path), WHOLE, 2)
     save(ranks, 300)
     finish(ranks)
-    assert latest(tmp_path).name == "000000000300"
+    assert newest(tmp_path).name == "000000000300"
 
 
 def test_failure_of_another_rank_is_told_at_once(tmp_path, monkeypatch):
@@ -223,7 +230,7 @@ def test_manifest_states_shapes_and_cuts(tmp_path):
     ranks = checkpointers(tmp_path, world=3)
     save(ranks, 100)
     finish(ranks)
-    manifest = json.loads((latest(tmp_path) / "manifest.json").read_text())["content"]
+    manifest = json.loads((newest(tmp_path) / "manifest.json").read_text())["content"]
     assert manifest["world"] == 3 and manifest["images"] == 100
     assert manifest["tensors"]["master/a.weight"] == {"shape": [3, 5], "cuts": [0, 5, 10, 15]}
     assert manifest["tensors"]["master/a.bias"] == {"shape": [1], "cuts": [0, 1, 1, 1]}

@@ -6,6 +6,7 @@ import os
 import shutil
 import tarfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,19 @@ def test_shards_missing_or_cut_short(digits: Path):
         dataset.read(np.array([600]))
     with pytest.raises(DataError, match=r"train-000001\.tar does not exist"):
         open_dataset(str(digits), "train")
+
+
+@pytest.mark.parametrize(("column", "value"), [("label", 3), ("key", b"digit-9999")])
+def test_shard_and_index_must_agree(original: Path, column: str, value: object):
+    dataset = open_dataset(str(original), "train")
+    values = getattr(dataset.index, column).copy()
+    row = int(np.flatnonzero(values != value)[0])
+    values[row] = value
+    lying = replace(dataset, index=replace(dataset.index, **{column: values}))
+    with pytest.raises(
+        DataError, match=r"train-000000\.tar: sample .* is damaged \(the shard says 'digit-\d+' of class \d"
+    ):
+        lying.read(np.array([row]))
 
 
 def test_index_of_another_data_set(digits: Path):

@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from itertools import islice
@@ -144,6 +146,28 @@ def test_workers_end_report_and_outlive_signals(dataset: ShardedDataset, digits:
             list(islice(batches, 20))
     assert "\n" not in str(caught.value)  # not torch's report of a worker's traceback
     assert multiprocessing.active_children() == []
+
+
+UNCLOSED = """
+import sys
+from data_pipeline.loader import open_dataset, stream
+
+if __name__ == "__main__":
+    dataset = open_dataset(sys.argv[1], "train")
+    options = dict(seed=0, start=0, global_batch=8, micro_batch=8, rank=0, world=1, workers=1, prefetch=2, window=100)
+    batches = stream(dataset, **options)
+    next(batches)
+    raise RuntimeError("the consumer failed")
+"""
+
+
+@pytest.mark.full
+def test_a_consumer_that_fails_without_closing_still_exits(digits: Path, tmp_path: Path):
+    (tmp_path / "consumer.py").write_text(UNCLOSED)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(tmp_path / "consumer.py"), str(digits)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50)
+    assert ended.returncode == 1 and ended.stderr.endswith("RuntimeError: the consumer failed\n")
 
 
 def test_close_ends_the_thread_and_reads_no_further(dataset: ShardedDataset):

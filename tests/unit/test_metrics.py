@@ -6,14 +6,7 @@ import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from sctrain.evaluation.frechet import Moments, frechet_distance
-from sctrain.evaluation.metrics import (
-    class_agreement,
-    covered,
-    mean_squared_distance,
-    nearest_distance,
-    neighbour_radii,
-    precision_recall,
-)
+from sctrain.evaluation.metrics import Manifold, class_agreement, mean_squared_distance, nearest_distance
 
 D = 6
 
@@ -56,22 +49,26 @@ def test_distance_to_itself_is_zero_and_not_negative():
 
 def test_radius_is_the_distance_to_the_third_neighbour():
     points = torch.tensor([[0.0], [1.0], [3.0], [7.0]], dtype=torch.float64)
-    assert neighbour_radii(points, 3).tolist() == [7, 6, 4, 7]
-    assert neighbour_radii(points, 1).tolist() == [1, 1, 2, 4]
+    assert Manifold.of(points, k=3).radii.tolist() == [7, 6, 4, 7]
+    assert Manifold.of(points, k=1).radii.tolist() == [1, 1, 2, 4]
+    assert Manifold.of(points, k=9).radii.tolist() == [7, 6, 4, 7]
 
 
-def test_covered_counts_points_inside_some_ball():
-    centres, radii = torch.tensor([[0.0], [10.0]]), torch.tensor([1.0, 2.0])
-    assert covered(torch.tensor([[0.5], [1.5], [8.5], [20.0]]), centres, radii) == 0.5
+def test_points_inside_some_ball_are_counted():
+    manifold = Manifold(torch.tensor([[0.0], [10.0]]), torch.tensor([1.0, 2.0]))
+    assert manifold.share_inside(torch.tensor([[0.5], [1.5], [8.5], [20.0]])) == 0.5
 
 
 def test_precision_and_recall_tell_collapse_from_noise():
-    real = features(2100)  # more than one block
-    same, collapsed, scattered = features(2100), features(2100, std=0.1), features(2100, std=4.0)
-    assert min(precision_recall(real, same)) > 0.8
-    precision, recall = precision_recall(real, collapsed)
+    real = Manifold.of(features(2100))  # more than one block
+
+    def precision_recall(generated: torch.Tensor) -> tuple[float, float]:
+        return real.share_inside(generated), Manifold.of(generated).share_inside(real.points)
+
+    assert min(precision_recall(features(2100))) > 0.8
+    precision, recall = precision_recall(features(2100, std=0.1))
     assert precision > 0.95 and recall < 0.05
-    precision, recall = precision_recall(real, scattered)
+    precision, recall = precision_recall(features(2100, std=4.0))
     assert precision < 0.3 and recall > 0.8
 
 

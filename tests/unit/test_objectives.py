@@ -69,7 +69,7 @@ def test_edm_and_trigflow_are_one_model(sigma_data):
 
 
 def rearranged_and_plain(sigma_data: float, tangents_of_paper: bool = False):
-    """g from the rearranged tangent, and cos t df/dt from forward-mode AD through f itself."""
+    """G from the rearranged tangent, and cos t df/dt from forward-mode AD through f itself."""
     network, draws = small_network(), some_draws(sigma_data)
     x_t, t, dx_dt = diffuse(draws.x0, draws.z, draws.t), draws.t, velocity(draws.x0, draws.z, draws.t)
     cos_sin = t.cos() * t.sin()
@@ -185,7 +185,10 @@ def test_diffusion_loss_is_least_at_the_conditional_velocity():
     gaussian = Gaussian.example(0.5)
     g = torch.Generator().manual_seed(5)
     x0 = gaussian.sample(20_000, g)
-    z, t = 0.5 * torch.randn(x0.shape, generator=g, dtype=torch.float64), torch.full((20_000,), 0.8, dtype=torch.float64)
+    z, t = (
+        0.5 * torch.randn(x0.shape, generator=g, dtype=torch.float64),
+        torch.full((20_000,), 0.8, dtype=torch.float64),
+    )
     objective = TrigFlowDiffusion(0.5, 10, -1.0, 1.4, 0.0)
     draws = Draws(x0, z, t, torch.zeros(20_000))
 
@@ -201,7 +204,9 @@ def test_adaptive_weight_balances_the_loss():
     draws = some_draws(0.5)
     constant = torch.randn_like(draws.x0)
     objective = TrigFlowDiffusion(0.5, 10, -1.0, 1.4, 0.0)
-    error = objective.loss(draws, Networks(lambda u, t, y: (constant, torch.zeros_like(t)), value_and_tangent)).per_sample
+    error = objective.loss(
+        draws, Networks(lambda u, t, y: (constant, torch.zeros_like(t)), value_and_tangent)
+    ).per_sample
     w = (-error.log()).requires_grad_()
     loss = objective.loss(draws, Networks(lambda u, t, y: (constant, w), value_and_tangent)).per_sample
     (gradient,) = torch.autograd.grad(loss.sum(), w)

@@ -1,5 +1,7 @@
 """Power-function EMA against quadrature, published values and directly accumulated averages."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -50,7 +52,7 @@ def test_inner_product_against_quadrature(a, b):
 def test_decay_gives_the_profile_of_piecewise_constant_weights():
     gamma, steps = gamma_from_width(0.1), [0, 256, 512, 1024, 1500]
     share = np.zeros(4)
-    for k, (before, after) in enumerate(zip(steps, steps[1:], strict=False)):
+    for k, (before, after) in enumerate(itertools.pairwise(steps)):
         share *= decay(before, after, gamma)
         share[k] += 1 - decay(before, after, gamma)
     edges = (np.array(steps) / steps[-1]) ** (gamma + 1)
@@ -67,7 +69,7 @@ def test_a_stored_track_is_reconstructed_exactly():
 
 @pytest.mark.parametrize("width", [0.03, 0.07, 0.15])
 def test_posthoc_width_is_close_to_the_accumulated_average(width):
-    """A drifting random walk, 2,000 steps, both tracks stored 20 times; the error beside what the width changes at all."""
+    """A drifting random walk of 2,000 steps, tracks stored 20 times; the error beside what a width changes at all."""
     steps, every, rng = 2000, 100, np.random.default_rng(0)
     path = np.cumsum(rng.standard_normal((steps, 64)), 0) * 0.02 + np.linspace(0, 1, steps)[:, None]
     widths = (0.05, 0.10, width)

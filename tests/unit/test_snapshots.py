@@ -59,8 +59,9 @@ def test_another_width_is_reconstructed(run, images):
 
 def test_newest_and_its_description(run):
     folder, _ = run
-    assert newest(folder).name == "000000004000"
-    assert read_config(newest(folder)) == CONFIG
+    path = newest(folder)
+    assert path is not None and path.name == "000000004000"
+    assert read_config(path) == CONFIG
     assert newest(folder / "absent") is None
 
 
@@ -77,8 +78,8 @@ def test_an_interrupted_publication_is_replaced(tmp_path):
     (tmp_path / ".000000000010.partial").mkdir()
     (tmp_path / ".000000000010.partial" / "ema-0.1.safetensors").write_bytes(b"half")
     assert newest(tmp_path) is None
-    publish(tmp_path, 10, {0.05: [("w", torch.zeros(2))]}, CONFIG)
-    assert {path.name for path in newest(tmp_path).iterdir()} == {"ema-0.05.safetensors", "manifest.json"}
+    path = publish(tmp_path, 10, {0.05: [("w", torch.zeros(2))]}, CONFIG)
+    assert {file.name for file in path.iterdir()} == {"ema-0.05.safetensors", "manifest.json"}
 
 
 @pytest.mark.parametrize("width", [0.05, 0.03])

@@ -91,7 +91,7 @@ def test_network_tangent_in_float32():
 
 
 def test_dropout_masks_of_value_and_tangent_agree():
-    """Both come from one pass: the value is the one of a plain pass at the same random state, the tangent its derivative."""
+    """Both come from one pass: the value equals a plain pass at the same random state, the tangent its derivative."""
     network, (u, t, t_u, t_t), labels = network_and_inputs(dropout=0.3)
     state = torch.random.get_rng_state()
     (value, _), tangent = value_and_tangent(network, (u, t), (t_u, t_t), labels)

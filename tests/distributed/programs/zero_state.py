@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import sctrain.zero.checkpoint as checkpoint
 from sctrain.errors import UserError
 from sctrain.power_ema import decay, gamma_from_width
-from sctrain.zero.checkpoint import Checkpointer, latest
+from sctrain.zero.checkpoint import Checkpointer
 from sctrain.zero.ema import ShardedPowerEma
 from sctrain.zero.shards import MASTER, Shards
 from sctrain.zero.state import load_state, save_state, state_pieces
@@ -49,7 +49,7 @@ class Run:
         self.world, self.dtype = world, torch.bfloat16 if bf16 else torch.float32
         optimizer = make(network.parameters(), lr=1e-2)
         self.engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=config)
-        self.shards = Shards(self.engine.module)
+        self.shards = Shards(network)
         self.ema = ShardedPowerEma(self.shards, WIDTHS)
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
@@ -95,6 +95,12 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+def newest(folder: Path) -> Path:
+    path = checkpoint.latest(folder)
+    assert path is not None
+    return path
+
+
 def save(world, folder: Path) -> dict:
     """Saved, trained on, and restored into a second, differently initialised engine."""
     results = {}
@@ -111,7 +117,7 @@ def save(world, folder: Path) -> dict:
         world.barrier()
         fresh = Run(world, variant, seed=1)
         fresh_step = fresh.shards.optimizer_step
-        found = latest(folder / variant)
+        found = newest(folder / variant)
         record = load_state(found, fresh.shards, fresh.ema)
         results[variant] = {
             "losses": losses,
@@ -136,9 +142,27 @@ def load(world, folder: Path) -> dict:
     for variant in VARIANTS:
         run = Run(world, variant, seed=2)
         run.train(range(20, 21))  # whole copies of small parameters and moments exist, and are to be overwritten
-        record = load_state(latest(folder / variant), run.shards, run.ema)
+        record = load_state(newest(folder / variant), run.shards, run.ema)
         results[variant] = {"record": record, "fingerprint": run.fingerprint(), "losses": run.train(range(3, 6))}
     return results
+
+
+def damaged(world, folder: Path) -> str:
+    """What a rank says when one file is corrupt, its own or not."""
+    run, checkpointer = Run(world, "persistent", seed=7), Checkpointer(folder / "damaged", 1, world.rank, world.size)
+    world.barrier()
+    save_state(checkpointer, 12, run.shards, run.ema, {})
+    checkpointer.wait()
+    world.barrier()
+    path = newest(folder / "damaged")
+    if world.rank == 1:
+        (path / "rank-00001.safetensors").write_bytes(b"damage")
+    world.barrier()
+    try:
+        load_state(path, run.shards, run.ema)
+    except UserError as error:
+        return str(error)
+    return "loaded"
 
 
 def ema(world) -> dict:
@@ -191,7 +215,7 @@ def die_while_saving(world, folder: Path) -> dict:
         checkpointer.wait()
     except UserError as error:
         pieces = state_pieces(run.shards, run.ema)
-        restored = dict(checkpoint.load(latest(folder / "killed"), pieces))
+        restored = dict(checkpoint.load(newest(folder / "killed"), pieces))
         names = sorted(path.name for path in (folder / "killed").iterdir())
         good = all(torch.equal(values, pieces[key].local) for key, values in restored.items())
         return {"error": str(error), "names": names, "loaded": good and bool(restored)}
@@ -209,7 +233,8 @@ def main() -> None:
     if mode == "load":
         rank.report(load(world, folder))
         return world.stop()
-    results = {"save": save(world, folder), "ema": ema(world), "rewrite": rewrite(world)}
+    results: dict = {"save": save(world, folder), "ema": ema(world), "rewrite": rewrite(world)}
+    results["damaged"] = damaged(world, folder)
     rank.report(results)
     rank.report(results | {"killed": die_while_saving(world, folder)})
 

@@ -1,0 +1,90 @@
+"""Each mistake ends in one clear sentence and exit code 2; nothing already saved is lost."""
+
+import fcntl
+import shutil
+
+import pytest
+
+STEP = 48
+
+
+def refused(sctrain, *arguments) -> str:
+    """The one sentence on stderr, without a traceback."""
+    err = sctrain(*arguments, code=2).stderr
+    assert "Traceback" not in err
+    sentences = [line for line in err.splitlines() if line.startswith("sctrain: error: ")]
+    assert len(sentences) == 1, err
+    return sentences[0]
+
+
+@pytest.fixture(scope="module")
+def short(sctrain):
+    """A run of two steps."""
+    sctrain("train", sctrain.config("short", budget_images=2 * STEP), "--ranks", 1)
+    return "short"
+
+
+def test_run_folder_of_another_configuration(sctrain, short):
+    network = {"name": "dit", "width": 64, "depth": 2, "heads": 2, "patch_size": 2}
+    sentence = refused(sctrain, "train", sctrain.config(short, network=network), "--ranks", 1)
+    assert "network.width: 32 -> 64" in sentence and "run_dir" in sentence
+
+
+def test_folder_in_use(sctrain, short):
+    with (sctrain.folder / short / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another process" in refused(
+            sctrain, "train", sctrain.config(short, budget_images=4 * STEP), "--ranks", 1
+        )
+
+
+def test_folder_that_cannot_be_written(sctrain):
+    assert "run_dir" in refused(sctrain, "train", sctrain.config("x", run_dir="/proc/no/run"), "--ranks", 1)
+
+
+def test_batch_that_does_not_divide(sctrain):
+    sentence = refused(sctrain, "train", sctrain.config("odd", batch={"global_size": 50}), "--ranks", 3)
+    assert "batch.global_size" in sentence and "48" in sentence
+
+
+def test_damaged_shard(sctrain, digits):
+    damaged = sctrain.folder / "damaged"
+    shutil.copytree(digits, damaged)
+    shard = sorted(damaged.glob("train-*.tar"))[0]
+    content = bytearray(shard.read_bytes())
+    content[700:60_000:512] = bytes(b ^ 0xFF for b in content[700:60_000:512])
+    shard.write_bytes(content)
+    config = sctrain.config("damaged_run", data={"url": str(damaged), "mean": [0.3], "std": [0.37]})
+    assert shard.name in refused(sctrain, "train", config, "--ranks", 1)
+    shard.unlink()
+    assert shard.name in refused(sctrain, "train", config, "--ranks", 1)
+
+
+def test_corrupt_checkpoint_names_the_way_back(sctrain, short):
+    run = "corrupt"
+    shutil.copytree(sctrain.folder / short, sctrain.folder / run)
+    newest = max((sctrain.folder / run / "checkpoints").iterdir())
+    shard = newest / "rank-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100] + bytes(100))
+    sentence = refused(sctrain, "train", sctrain.config(run, budget_images=4 * STEP), "--ranks", 1)
+    assert shard.name in sentence and "delete the folder" in sentence
+    assert newest.is_dir()
+
+
+def test_a_run_that_only_skips_stops(sctrain):
+    """Weights blown up by an absurd learning rate: every later gradient is not finite."""
+    config = sctrain.config("diverged", optimizer={"learning_rate": 1e30}, guard={"max_skipped_steps": 3})
+    sentence = refused(sctrain, "train", config, "--ranks", 1)
+    assert "non-finite" in sentence and "guard.max_skipped_steps" in sentence
+
+
+def test_distillation_without_a_trained_teacher(sctrain):
+    config = sctrain.config("orphan", objective={"name": "scd"}, teacher={"run": "nowhere", "ema": 0.05})
+    assert "nowhere" in refused(sctrain, "train", config, "--ranks", 1)
+
+
+def test_teacher_of_another_shape(sctrain, short):
+    network = {"name": "dit", "width": 64, "depth": 2, "heads": 2, "patch_size": 2}
+    teacher = {"run": str(sctrain.folder / short), "ema": 0.05}
+    config = sctrain.config("misfit", objective={"name": "scd"}, teacher=teacher, network=network)
+    assert "network" in refused(sctrain, "train", config, "--ranks", 1)

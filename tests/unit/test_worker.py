@@ -1,0 +1,193 @@
+"""The evaluation worker on runs with tiny networks: what it writes, in which order, and what survives a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from digits import prepared, publish_random, tiny_config, write_status
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sctrain.config.schema import WeightsFrom
+from sctrain.errors import UserError
+from sctrain.evaluation import worker
+from sctrain.evaluation.generation import Generator, Method, teacher_solutions
+from sctrain.evaluation.queue import claim
+from sctrain.evaluation.worker import evaluate
+from sctrain.runs import RunFolder
+
+CPU = torch.device("cpu")
+KEYS = (
+    "images ema seed sampler steps nfe samples fd agreement precision recall nn_ratio ode_mse seconds"  # fmt: skip
+).split()
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RunFolder(run).metrics.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "teacher"
+    publish_random(tiny_config(run, "trigflow"), 32)
+    return run
+
+
+def student(run: Path, teacher: Path, *images: int, **keys: Any) -> Path:
+    publish_random(tiny_config(run, "scd", teacher={"run": teacher, "ema": 0.05}, **keys), *images)
+    return run
+
+
+def test_student_is_scored_newest_first_and_once(tmp_path: Path, teacher: Path, capfd):
+    run = student(tmp_path / "scd", teacher, 16, 32, 48, evaluation={"seeds": [0, 1]})
+    assert evaluate(run, watch=False) == 3
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("evaluated")]
+    assert [line.split()[4] for line in told] == ["48", "32", "16"]
+    found = lines(run)
+    assert [line["images"] for line in found] == [16] * 4 + [32] * 4 + [48] * 4
+    assert all(list(line) == KEYS for line in found)
+    assert [(line["seed"], line["sampler"], line["steps"], line["nfe"]) for line in found[:4]] == [
+        (seed, "consistency", steps, steps) for seed in (0, 1) for steps in (1, 2)
+    ]
+    assert all(line["ode_mse"] > 0 for line in found)
+    assert evaluate(run, watch=False) == 0 and lines(run) == found
+
+
+def test_folder_of_a_scored_snapshot(tmp_path: Path, teacher: Path):
+    run = student(tmp_path / "scd", teacher, 16, 32)
+    evaluate(run, watch=False)
+    folder = RunFolder(run).evaluations / "000000000032"
+    grids = {path.name for path in folder.glob("*.png")}
+    assert grids == {"grid-real.png", "grid-consistency-1.png", "grid-consistency-2.png"}
+    assert not list(RunFolder(run).root.rglob(".*")), "no temporary files"
+    events = EventAccumulator(str(RunFolder(run).tensorboard / "evaluation"))
+    events.Reload()
+    points = {event.step: event.value for event in events.Scalars("fd/consistency-1")}
+    assert points == {
+        line["images"]: pytest.approx(line["fd"], rel=1e-5) for line in lines(run) if line["steps"] == 1
+    }
+    assert "samples/consistency-1" in events.Tags()["images"]
+
+
+def test_evaluating_again_replaces_the_lines_of_that_snapshot(tmp_path: Path, teacher: Path):
+    run = student(tmp_path / "scd", teacher, 16, 32)
+    evaluate(run, watch=False)
+    before = lines(run)
+    (RunFolder(run).evaluations / "000000000032" / "metrics.json").unlink()
+    assert evaluate(run, watch=False) == 1
+    again = lines(run)
+    assert [line | {"seconds": 0} for line in again] == [line | {"seconds": 0} for line in before]
+
+
+def test_diffusion_model_is_scored_with_both_solvers(teacher: Path):
+    evaluate(teacher, watch=False)
+    assert [(line["sampler"], line["steps"], line["nfe"], line["ode_mse"]) for line in lines(teacher)] == [
+        ("heun", 2, 3, None),
+        ("euler", 2, 2, None),
+    ]
+
+
+def test_images_do_not_depend_on_the_batch(tmp_path: Path, teacher: Path):
+    config = tiny_config(tmp_path / "small_batches", "trigflow", evaluation={"batch": 7})
+    publish_random(config, 32)
+    for method in (Method("heun", 2), Method("consistency", 2)):
+        one, two = (Generator.of(run, 32, 0.05, CPU).draw(method, 3, 20).x for run in (teacher, config.run_dir))
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+        assert not torch.equal(one[:10], one[10:])
+
+
+def test_ode_solutions_are_the_teachers_own_and_kept(tmp_path: Path, teacher: Path):
+    source = WeightsFrom(run=teacher, ema=0.05)
+    solutions = teacher_solutions(source, 0, 20, tmp_path, CPU)
+    own = Generator.of(teacher, 32, 0.05, CPU).draw(Method("heun", 2), 0, 20).x
+    torch.testing.assert_close(solutions, own)
+    (kept,) = tmp_path.glob("ode-*.safetensors")
+    before = kept.stat().st_mtime_ns
+    torch.testing.assert_close(teacher_solutions(source, 0, 20, tmp_path, CPU), own)
+    assert kept.stat().st_mtime_ns == before
+    assert not torch.allclose(teacher_solutions(source, 1, 20, tmp_path, CPU), own)
+
+
+def test_sct_is_compared_with_the_teacher_it_is_given(tmp_path: Path, teacher: Path):
+    run = tmp_path / "sct"
+    publish_random(tiny_config(run, "sct", evaluation={"steps": [1]}), 16)
+    evaluate(run, watch=False)
+    assert [line["ode_mse"] for line in lines(run)] == [None]
+    (RunFolder(run).evaluations / "000000000016" / "metrics.json").unlink()
+    evaluate(run, watch=False, ode_teacher=WeightsFrom(run=teacher, ema=0.05))
+    assert all(line["ode_mse"] > 0 for line in lines(run))
+
+
+def test_teacher_without_snapshots_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"nowhere.* has no snapshots; train it first"):
+        teacher_solutions(WeightsFrom(run=tmp_path / "nowhere", ema=0.05), 0, 4, tmp_path, CPU)
+
+
+def test_overtaken_worker_says_so_and_leaves_nothing(tmp_path: Path, monkeypatch, capfd):
+    run = tmp_path / "slow"
+    publish_random(tiny_config(run, "trigflow"), 16)
+    folder = RunFolder(run).evaluations / "000000000016"
+    genuine = worker.evaluate_snapshot
+
+    def overtaken(*arguments):
+        first = folder / "claim-0001.json"
+        os.utime(first, (0, 0))  # this worker slept for too long, and another one came
+        assert claim(folder, 60) is not None
+        return genuine(*arguments)
+
+    monkeypatch.setattr(worker, "evaluate_snapshot", overtaken)
+    assert evaluate(run, watch=False) == 0
+    assert "taken over by another worker; this worker's result is discarded" in capfd.readouterr().err
+    assert not (folder / "metrics.json").exists() and lines(run) == []
+
+
+def test_watching_worker_outlives_a_kill_and_ends_with_the_run(tmp_path: Path):
+    run = tmp_path / "run"
+    publish_random(tiny_config(run, "trigflow", evaluation={"samples": 1000, "batch": 2}), 16)
+    write_status(run, "running", 16, 1.0)
+    watching = _watch(run)
+    claimed = RunFolder(run).evaluations / "000000000016" / "claim-0001.json"
+    _wait_for(claimed, watching)
+    watching.send_signal(signal.SIGKILL)
+    watching.communicate()
+    assert not (claimed.parent / "metrics.json").exists(), "killed at work"
+    publish_random(tiny_config(run, "trigflow"), 32)
+    write_status(run, "finished", 32, 2.0)
+    assert evaluate(run, watch=True) == 2
+    assert {line["images"] for line in lines(run)} == {16, 32}
+
+
+def _watch(run: Path) -> subprocess.Popen:
+    code = f"from pathlib import Path; from sctrain.evaluation.worker import evaluate; evaluate(Path({str(run)!r}), watch=True)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+
+
+def _wait_for(path: Path, process: subprocess.Popen, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline, f"no {path.name}"
+        time.sleep(0.05)
+
+
+def test_run_folder_that_is_none_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match="nowhere is not a run folder"):
+        evaluate(tmp_path / "nowhere", watch=False)
+
+
+def test_prepared_data_without_extractor_is_named(tmp_path: Path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in Path(prepared()).iterdir():
+        if "extractor" not in file.name:
+            (bare / file.name).symlink_to(file)
+    config = tiny_config(tmp_path / "run", "trigflow")
+    publish_random(config.model_copy(update={"data": config.data.model_copy(update={"url": str(bare)})}), 16)
+    with pytest.raises(UserError, match="bare has no extractor.json"):
+        evaluate(config.run_dir, watch=False)
