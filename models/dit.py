@@ -35,8 +35,8 @@ class AdaptiveDoubleNorm(nn.Module):
         super().__init__()
         self.modulation = Linear(width, 2 * width)
         nn.init.normal_(self.modulation.weight, std=0.02)
-        with torch.no_grad():  # start as a plain normalisation with a small shift direction of its own
-            self.modulation.bias.copy_(torch.cat([torch.ones(width), 0.02 * torch.randn(width)]))
+        with torch.no_grad():  # of unit size: pnorm of a small vector would magnify its change with t
+            self.modulation.bias.copy_(torch.cat([torch.ones(width), torch.randn(width)]))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         scale, shift = self.modulation(condition)[:, None].chunk(2, dim=-1)

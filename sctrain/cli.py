@@ -20,6 +20,7 @@ from sctrain import __version__
 from sctrain.errors import UserError
 
 USER_ERROR = 2
+INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,9 +1,9 @@
-"""SIGTERM and SIGUSR1 ask a run to save and leave; the trainer looks at the request between steps."""
+"""SIGTERM, SIGUSR1 and Ctrl-C ask a run to save and leave; the trainer looks at the request between steps."""
 
 import signal
 from types import FrameType
 
-_REQUESTS = (signal.SIGTERM, signal.SIGUSR1)
+_REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:

@@ -6,8 +6,11 @@ after an interruption.
 """
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from sctrain.config.loading import load
 from sctrain.config.schema import RunConfig
@@ -43,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
 def _train_and_score(
     role: str, recipe: str, config: RunConfig, overrides: list[str], workers: list[subprocess.Popen]
 ) -> int:
-    """Train one run while a worker, at low priority, scores its snapshots; the worker may outlast the training."""
-    workers.append(subprocess.Popen(["nice", "-n", "10", *_command("evaluate", str(config.run_dir), "--watch")]))
+    """Train one run while a worker scores its snapshots; the worker may outlast the training."""
+    workers.append(_worker(config.run_dir))
     if is_finished(RunFolder(config.run_dir)):
         say(f"{role}: {config.run_dir} is already trained")
         return 0
@@ -52,8 +55,21 @@ def _train_and_score(
     return _sctrain("train", recipe, *overrides)
 
 
+def _worker(run: Path) -> subprocess.Popen:
+    """At low priority and with one thread: training has the cores."""
+    command = ["nice", "-n", "10", *_command("evaluate", str(run), "--watch")]
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
 def _sctrain(*arguments: str) -> int:
-    return subprocess.run(_command(*arguments), check=False).returncode
+    """Run one command. A request to stop reaches it too, and it gets the time to save."""
+    process = subprocess.Popen(_command(*arguments))
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # the terminal has told the whole group
+            continue
 
 
 def _command(*arguments: str) -> list[str]:

@@ -129,6 +129,7 @@ class EvaluationConfig(Strict):
     middle_time: Positive = 1.1  # t of the second step (sCM appendix G)
     seeds: tuple[int, ...] = (0,)
     ema: tuple[Width, ...] = (0.05,)  # relative widths to score
+    ode_teacher: WeightsFrom | None = None  # whose ODE solutions a student is compared with; None: its own teacher's
     claim_seconds: Positive = 120.0  # a claim without a heartbeat for this long may be taken over
 
 

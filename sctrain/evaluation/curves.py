@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -35,7 +35,7 @@ class Curve(NamedTuple):
 
 def chart(curves: Sequence[Curve], *, levels: Sequence[tuple[str, float]] = (), log: bool = False) -> str:
     """An <svg> of 360 x 230 units; x are images seen, `levels` are labelled horizontal lines."""
-    style = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "sctrain",
         "text.color": INK,

@@ -1,7 +1,7 @@
 """The feature extractor of a data set: a small classifier trained on its training split, kept in the data folder.
 
-`extractor.safetensors` holds the weights; `extractor.json`, written last, what they were trained on and how well they do on
-the test split.
+`extractor.safetensors` holds the weights; `extractor.json`, written last, what they were trained on and how well they
+do on the test split.
 """
 
 import hashlib

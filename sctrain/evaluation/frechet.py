@@ -1,7 +1,7 @@
 """Frechet distance between two sets of features, from float64 moments that are gathered block by block.
 
-The formula is torch-fidelity's, so that figures agree with other code; the moments are ours, because torch-fidelity keeps all
-features in memory and takes float32 means.
+The formula is torch-fidelity's, so that figures agree with other code; the moments are ours, because torch-fidelity
+keeps all features in memory and takes float32 means.
 """
 
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """Images from a published snapshot: which samplers a run is scored with, and drawing from them.
 
-Image number i of a seed has the same noise and the label i % num_classes in every run, so images of teacher and students
-can be laid side by side and compared element by element.
+Image number i of a seed has the same noise and the label i % num_classes in every run, so images of teacher and
+students can be laid side by side and compared element by element.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ def snapshot_config(run: Path, images: int) -> RunConfig:
 
 
 def methods(config: RunConfig) -> list[Method]:
-    """What a run is scored with: both ODE solvers for a diffusion model, the configured steps for a consistency model."""
+    """Both ODE solvers for a diffusion model, the configured steps for a consistency model."""
     if config.objective.name == "trigflow":
         return [Method("heun", config.evaluation.ode_steps), Method("euler", config.evaluation.ode_steps)]
     return [Method("consistency", steps) for steps in config.evaluation.steps]

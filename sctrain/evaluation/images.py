@@ -18,7 +18,7 @@ def blocks(dataset: ShardedDataset) -> Iterator[Tensor]:
 
 
 def in_memory(dataset: ShardedDataset, limit: int | None = None) -> tuple[Tensor, Tensor]:
-    """(images, labels): the whole split, or `limit` of it evenly spaced where it is larger (None: what 512 MiB hold)."""
+    """(images, labels) of the whole split, or of `limit` evenly spaced samples (None: as many as 512 MiB hold)."""
     about = dataset.description
     limit = limit or max(1, MEMORY_BYTES // (about.channels * about.height * about.width))
     return dataset.read(evenly_spaced(len(dataset), limit))

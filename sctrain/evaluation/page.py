@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -17,25 +17,52 @@ from data_pipeline.description import read_description
 from sctrain import __version__
 from sctrain.evaluation.curves import Curve, chart
 from sctrain.evaluation.results import TITLES, Figure, Result, Score
-from sctrain.reporting.grids import image_grid
+from sctrain.reporting.grids import GRID_COLUMNS, image_grid
 
-COLUMNS = {  # figure -> heading, format, plain words
-    "fd": ("Frechet distance", "{:.2f}", "How far the images are from the training images as a crowd, seen through a small "
-           "classifier. Lower is better; compare it with the real rows, which show what chance alone makes of it."),
-    "agreement": ("Agreement", "{:.1%}", "How often the classifier recognises the class that was asked for. It alone would "
-                  "reward drawing one perfect example again and again: read it with recall."),
-    "precision": ("Precision", "{:.2f}", "Share of drawn images that lie among the real ones."),
-    "recall": ("Recall", "{:.2f}", "Share of real images that lie among the drawn ones: variety. A collapsed model scores "
-               "near zero."),
-    "nn_ratio": ("Nearest neighbour", "{:.2f}", "Distance to the nearest training image, relative to that of unseen real "
-                 "images. Near 1 is natural; far below 1 would be copying."),
-    "ode_mse": ("Distance to ODE", "{:.4f}", "Mean squared distance, in model space, to the image that the teacher's ODE "
-                "makes of the same noise."),
-}  # fmt: skip
-GRID_COLUMNS = 10
 HERO_COLUMNS = 20
 STRIP_ROWS = 2
 PACKAGES = ("torch", "deepspeed", "torch-fidelity", "webdataset")
+
+
+class Column(NamedTuple):
+    """One figure in the table, and in plain words below it."""
+
+    heading: str
+    form: str
+    words: str
+
+
+COLUMNS = {
+    "fd": Column(
+        "Frechet distance",
+        "{:.2f}",
+        "How far the images are from the training images as a crowd, seen through a small classifier. Lower is better; "
+        "compare it with the real rows, which show what chance alone makes of it.",
+    ),
+    "agreement": Column(
+        "Agreement",
+        "{:.1%}",
+        "How often the classifier recognises the class that was asked for. It alone would reward drawing one perfect "
+        "example again and again: read it with recall.",
+    ),
+    "precision": Column("Precision", "{:.2f}", "Share of drawn images that lie among the real ones."),
+    "recall": Column(
+        "Recall",
+        "{:.2f}",
+        "Share of real images that lie among the drawn ones: variety. A collapsed model scores near zero.",
+    ),
+    "nn_ratio": Column(
+        "Nearest neighbour",
+        "{:.2f}",
+        "Distance to the nearest training image, relative to that of unseen real images. Near 1 is natural; far below "
+        "1 would be copying.",
+    ),
+    "ode_mse": Column(
+        "Distance to ODE",
+        "{:.4f}",
+        "Mean squared distance, in model space, to the image that the teacher's ODE makes of the same noise.",
+    ),
+}
 
 
 def hero(score: Score, pictures: Tensor) -> str:
@@ -45,13 +72,17 @@ def hero(score: Score, pictures: Tensor) -> str:
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
     """Large numbers with a few words below each."""
-    return '<div class="facts">' + "".join(f"<div><b>{n}</b><span>{escape(w)}</span></div>" for n, w in pairs) + "</div>"
+    return (
+        '<div class="facts">' + "".join(f"<div><b>{n}</b><span>{escape(w)}</span></div>" for n, w in pairs) + "</div>"
+    )
 
 
 def strips(results: Sequence[Result]) -> str:
     """One row per way of drawing, all from the same noise, one class per column; real images last."""
     rows = [
-        _strip(score.title, f"{score.nfe} network evaluation{'s' * (score.nfe > 1)}", result.pictures[score.method.name])
+        _strip(
+            score.title, f"{score.nfe} network evaluation{'s' * (score.nfe > 1)}", result.pictures[score.method.name]
+        )
         for result in results
         for score in result.scores
     ]
@@ -72,13 +103,14 @@ def _strip(name: str, words: str, pictures: Tensor) -> str:
 def full_grids(results: Sequence[Result]) -> str:
     """All pictures of every way of drawing, folded away."""
     figures = [
-        f'<figure><h3>{escape(score.title)}</h3><div class="picture">{_image(pictures, _columns(pictures), score.title, tile=32)}'
-        "</div></figure>"
-        for result in results
-        for score in result.scores
-        for pictures in (result.pictures[score.method.name],)
+        _full_grid(score.title, result.pictures[score.method.name]) for result in results for score in result.scores
     ]
     return f'<details><summary>Larger grids</summary><div class="grids">{"".join(figures)}</div></details>'
+
+
+def _full_grid(title: str, pictures: Tensor) -> str:
+    image = _image(pictures, _columns(pictures), title, tile=32)
+    return f'<figure><h3>{escape(title)}</h3><div class="picture">{image}</div></figure>'
 
 
 def _columns(pictures: Tensor) -> int:
@@ -95,8 +127,10 @@ def _image(pictures: Tensor, columns: int, words: str, tile: int = 48) -> str:
 def table(results: Sequence[Result], reference: dict[str, Any]) -> str:
     """All figures: real images first, then every run."""
     teacher = next((s.figures["fd"].mean for r in results for s in r.scores if r.role == "teacher"), None)
-    names = [name for name in COLUMNS if name != "ode_mse" or any("ode_mse" in s.figures for r in results for s in r.scores)]
-    heads = ["", "Evaluations", *(COLUMNS[name][0] for name in names)]
+    names = [
+        name for name in COLUMNS if name != "ode_mse" or any("ode_mse" in s.figures for r in results for s in r.scores)
+    ]
+    heads = ["", "Evaluations", *(COLUMNS[name].heading for name in names)]
     if teacher is not None:
         heads.insert(3, "of the teacher's")
     rows = [*_real_rows(names, reference, teacher is not None)]
@@ -106,7 +140,7 @@ def table(results: Sequence[Result], reference: dict[str, Any]) -> str:
 
 
 def _score_row(score: Score, names: Sequence[str], teacher: float | None) -> str:
-    cells = [_cell(score.figures.get(name), COLUMNS[name][1]) for name in names]
+    cells = [_cell(score.figures.get(name), COLUMNS[name].form) for name in names]
     if teacher is not None:
         cells.insert(1, f"{score.figures['fd'].mean / teacher:.2f} x" if score.role != "teacher" else "1")
     dot = f'<span class="dot {escape(score.role, quote=True)}"></span>'
@@ -120,7 +154,7 @@ def _real_rows(names: Sequence[str], reference: dict[str, Any], ratio: bool) -> 
     resample, test = {"fd": reference["fd_resample"]}, {"nn_ratio": 1.0}
     test |= {name: reference[f"{name}_test"] for name in ("fd", "agreement", "precision", "recall")}
     for title, values in (("Real: training resample", resample), ("Real: test split", test)):
-        cells = [COLUMNS[name][1].format(values[name]) if name in values else "" for name in names]
+        cells = [COLUMNS[name].form.format(values[name]) if name in values else "" for name in names]
         if ratio:
             cells.insert(1, "")
         yield _row(f'<span class="dot"></span>{title}', "", cells, "real")
@@ -138,7 +172,7 @@ def _cell(figure: Figure | None, form: str) -> str:
 
 
 def glossary() -> str:
-    words = "".join(f"<div><dt>{head}</dt><dd>{text}</dd></div>" for head, _, text in COLUMNS.values())
+    words = "".join(f"<div><dt>{c.heading}</dt><dd>{c.words}</dd></div>" for c in COLUMNS.values())
     return f"<dl>{words}</dl>"
 
 
@@ -146,7 +180,11 @@ def curves(results: Sequence[Result], reference: dict[str, Any]) -> str:
     """Quality, losses and tangent norms over images seen."""
     charts = [_chart("Frechet distance", "of each published snapshot", _quality(results), reference)]
     charts += [
-        _chart(f"Loss, {TITLES.get(result.role, result.role)}", "mean over a status interval", [_training(result, "loss/all")])
+        _chart(
+            f"Loss, {TITLES.get(result.role, result.role)}",
+            "mean over a status interval",
+            [_training(result, "loss/all")],
+        )
         for result in results
     ]
     tangents = [_training(result, "tangent_norm/all") for result in results]
@@ -208,7 +246,9 @@ def _cells(cells: Sequence[str]) -> str:
 def environment() -> str:
     """Versions and machine of whoever writes the report."""
     packages = ", ".join([f"sctrain {__version__}", *(f"{package} {version(package)}" for package in PACKAGES)])
-    machine = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
+    machine = (
+        f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
+    )
     return f'<p class="soft versions">{escape(packages)}. {escape(machine)}.</p>'
 
 

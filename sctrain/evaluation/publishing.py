@@ -1,7 +1,7 @@
 """What a worker leaves behind for readers: grids, raw pictures, TensorBoard points and metrics.jsonl.
 
-metrics.jsonl is a view of all metrics.json, so evaluating a snapshot again replaces its lines, and workers on several machines
-need no lock.
+metrics.jsonl is a view of all metrics.json, so evaluating a snapshot again replaces its lines, and workers on several
+machines need no lock.
 """
 
 import io
@@ -35,7 +35,7 @@ def write_pictures(folder: Path, evaluation: Evaluation, columns: int) -> dict[s
 
 
 def write_tensorboard(run: RunFolder, images: int, evaluation: Evaluation, grids: dict[str, Image.Image]) -> None:
-    """Points at `images`. Each snapshot gets an event file of its own: TensorBoard never looks back at an older file."""
+    """Points at `images`, in an event file of their own: TensorBoard never looks back at an older file."""
     with SummaryWriter(str(run.tensorboard / "evaluation")) as writer:
         for tag, values in _scalars(evaluation).items():
             writer.add_scalar(tag, sum(values) / len(values), images)
@@ -57,7 +57,9 @@ def _scalars(evaluation: Evaluation) -> dict[str, list[float]]:
 
 
 def update_metrics(run: RunFolder) -> None:
-    """Rewrite metrics.jsonl from the results, again if one came in meanwhile: the last of several writers is complete."""
+    """Rewrite metrics.jsonl from the results, again if one came in meanwhile: the last of several writers is right."""
+    if not run.evaluations.is_dir():
+        return
     written: list[Path] | None = None
     while written != (done := _done(run)):
         lines = [json.dumps(line) + "\n" for folder in done for line in read_result(folder)["lines"]]

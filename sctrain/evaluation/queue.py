@@ -3,9 +3,10 @@
     evaluations/<images>/claim-0001.json   {"token", "host", "pid", "time"}; its mtime is the heartbeat
     evaluations/<images>/metrics.json      the result; where it exists, the work is done
 
-A claim without a heartbeat is taken over by creating the next generation, so the highest number holds the claim, of several
-rivals exactly one succeeds, and nothing is ever deleted under a living worker's hands. A worker that was overtaken notices the
-higher number. Ages compare two times of the file system's own clock, so the machines' clocks need not agree.
+A claim without a heartbeat is taken over by creating the next generation: the highest number holds the claim, of
+several rivals exactly one succeeds, and nothing is ever deleted under a living worker's hands. A worker that was
+overtaken notices the higher number. Ages compare two times of the file system's own clock, so the machines' clocks
+need not agree.
 """
 
 import json
@@ -47,7 +48,7 @@ class Claim:
             raise OvertakenError(self._overtaken())
 
     def publish(self, result: dict[str, Any]) -> None:
-        """Make `result` the one result of this snapshot. OvertakenError if another worker holds the claim or was faster."""
+        """Make `result` the result of this snapshot. OvertakenError if another worker holds the claim or was faster."""
         self.check()
         if not create_json(self.folder / RESULT, result):
             raise OvertakenError(self._overtaken())

@@ -56,7 +56,7 @@ def thinned(features: Tensor) -> Tensor:
 
 
 def load_reference(url: str, extractor: Extractor, samples: int, folder: Path) -> Reference:
-    """The reference for `samples` generated images, from `folder` if it is there and fits, else computed and kept there."""
+    """The reference for `samples` generated images: kept in `folder`, computed where missing or of other data."""
     train, test = open_dataset(url, "train"), open_dataset(url, "test")
     fingerprint = _fingerprint(train, test, extractor, samples)
     images, _ = in_memory(train)

@@ -64,8 +64,8 @@ def _page(results: Sequence[Result], out: Path) -> str:
 
 
 _NOISE = (
-    "Every row starts from the same noise and asks for the same classes, one class per column. A good student draws what "
-    "its teacher's differential equation would have arrived at, in a fraction of the work."
+    "Every row starts from the same noise and asks for the same classes, one per column. A good student draws what its "
+    "teacher's differential equation would have arrived at, in a fraction of the work."
 )
 _AGAIN = "Repeating a command continues where it stopped. The descriptions in the run folders are complete."
 
@@ -80,7 +80,9 @@ def _opening(scored: Sequence[Result], reference: dict[str, Any]) -> str:
     result, score = min(found, key=lambda pair: pair[1].figures["fd"].mean)
     title = "<h1>These images were drawn in one network evaluation each</h1>"
     lead = f'<p class="lead">{escape(_lead(result, score, scored))}</p>'
-    return eyebrow + title + lead + page.hero(score, result.pictures[score.method.name]) + _facts(score, scored, reference)
+    return (
+        eyebrow + title + lead + page.hero(score, result.pictures[score.method.name]) + _facts(score, scored, reference)
+    )
 
 
 def _lead(result: Result, score: Score, scored: Sequence[Result]) -> str:
@@ -114,12 +116,12 @@ def _teacher(scored: Sequence[Result]) -> Score | None:
 
 def _figures_words(scored: Sequence[Result]) -> str:
     """How the figures were measured, in one paragraph."""
-    line, result = scored[0].lines[-1], scored[0]
+    line = scored[0].lines[-1]
     seeds = max(figure.seeds for result in scored for score in result.scores for figure in score.figures.values())
     drawn = f"{line['samples']:,} images per figure, classes in equal numbers, against the whole training split."
     several = f" Means over {seeds} sampling seeds; the spread is largest minus smallest." if seeds > 1 else ""
     widths = ", ".join(f"{TITLES.get(r.role, r.role)} {r.scores[0].ema:g}" for r in scored)
-    solver = " The teacher is scored with the better of Euler and Heun." if _teacher(scored) and result else ""
+    solver = " The teacher is scored with the better of Euler and Heun." if _teacher(scored) else ""
     return f"{drawn}{several}{solver} Width of the weight average: {widths}."
 
 

@@ -1,7 +1,8 @@
 """The evaluation worker: a process beside training that scores published snapshots.
 
-Newest first: the snapshot people wait for, above all the final one, never queues behind older ones; those fill the curves when
-there is time. Training never waits. A killed worker loses at most the snapshot at hand, and any number of them share a run.
+Newest first: the snapshot people wait for, above all the final one, never queues behind older ones; those fill the
+curves when there is time. Training never waits. A killed worker loses at most the snapshot at hand, and several share
+a run.
 """
 
 import json
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from sctrain.config.schema import RunConfig, WeightsFrom
+from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.evaluation.generation import snapshot_config
 from sctrain.evaluation.publishing import update_metrics, write_pictures, write_tensorboard
@@ -32,21 +33,20 @@ class Task(NamedTuple):
     claim: Claim
 
 
-def evaluate(run: Path, *, watch: bool, device: str | None = None, ode_teacher: WeightsFrom | None = None) -> int:
+def evaluate(run: Path, *, watch: bool, device: str | None = None) -> int:
     """Evaluate the snapshots of `run` that nobody else has; how many this worker did.
 
-    `watch` goes on until training has finished or stopped and every snapshot is done. Students are compared with the ODE
-    solutions of `ode_teacher`, or of their own teacher where it is None.
+    `watch` waits for a run that has not begun, and goes on until training has finished, or is stopped meanwhile, and
+    every snapshot is done. `device` None is the GPU where there is one.
     """
     if not watch and not run.is_dir():
         raise UserError(f"{run} is not a run folder; give the run_dir of a training run")
-    worker = Worker(
-        RunFolder(run), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), ode_teacher
-    )
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    worker = Worker(RunFolder(run), torch.device(device))
     update_metrics(worker.run)
     evaluated = 0
     while True:
-        ended = training_ended(worker.run)  # asked before looking for work: nothing can be published in between
+        ended = worker.training_ended()  # asked before looking for work: nothing can be published in between
         task = worker.next_task()
         if task is not None:
             evaluated += worker.carry_out(task)
@@ -56,17 +56,25 @@ def evaluate(run: Path, *, watch: bool, device: str | None = None, ode_teacher: 
             time.sleep(POLL_SECONDS)
 
 
-def training_ended(run: RunFolder) -> bool:
-    """Whether status.json says that training finished or was stopped."""
-    return run.status.is_file() and json.loads(run.status.read_text())["state"] in ("finished", "stopped")
-
-
 class Worker:
     """A run, a device, and what all its snapshots are scored against."""
 
-    def __init__(self, run: RunFolder, device: torch.device, ode_teacher: WeightsFrom | None):
-        self.run, self.device, self.ode_teacher = run, device, ode_teacher
+    def __init__(self, run: RunFolder, device: torch.device):
+        self.run, self.device = run, device
         self._judges: dict[tuple[str, int], Judge] = {}
+        self._first_status = self._status()
+
+    def training_ended(self) -> bool:
+        """Whether training finished, or was stopped while this worker watched: one stopped before may go on."""
+        status = self._status()
+        return status is not None and (
+            status[0] == "finished" or (status[0] == "stopped" and status != self._first_status)
+        )
+
+    def _status(self) -> tuple[str, int] | None:
+        """State and time of writing of status.json."""
+        path = self.run.status
+        return (json.loads(path.read_text())["state"], path.stat().st_mtime_ns) if path.is_file() else None
 
     def next_task(self) -> Task | None:
         """The newest snapshot that is neither done nor claimed, claimed now."""
@@ -97,7 +105,7 @@ class Worker:
         return True
 
     def _evaluate(self, task: Task) -> Evaluation:
-        teacher = self.ode_teacher or task.config.teacher
+        teacher = task.config.evaluation.ode_teacher or task.config.teacher
         judge, run = self._judge(task.config), self.run.root
         return evaluate_snapshot(run, task.images, task.config, judge, self.device, teacher, task.claim.check)
 

@@ -1,4 +1,4 @@
-"""A rival process of test_queue.py: claims FOLDERS from START on with several threads, prints what it won, waits for stdin."""
+"""A rival process of test_queue.py: claims FOLDERS from START on, prints what it won, and waits for stdin to end."""
 
 import sys
 import threading

@@ -63,10 +63,12 @@ def test_missing_or_damaged_extractor_is_named(folder: Path):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(UserError, match="extractor.safetensors is damaged; delete it and run `sctrain prepare` again"):
+    with pytest.raises(
+        UserError, match=r"extractor\.safetensors is damaged; delete it and run `sctrain prepare` again"
+    ):
         load_extractor(str(folder))
     weights.unlink()
-    with pytest.raises(UserError, match="has no extractor.json and extractor.safetensors"):
+    with pytest.raises(UserError, match=r"has no extractor\.json and extractor\.safetensors"):
         load_extractor(str(folder))
 
 

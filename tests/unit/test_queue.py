@@ -97,7 +97,7 @@ def test_of_many_rivals_exactly_one_wins_each_round(tmp_path: Path):
         won = [process.stdout.readline().split() for process in rivals if process.stdout]  # all have tried everything
         for process in rivals:
             process.communicate()
-        assert sorted(sum(won, [])) == sorted(folder.name for folder in folders)
+        assert sorted(name for names in won for name in names) == sorted(folder.name for folder in folders)
         for folder in folders:
             assert len(list(folder.glob("claim-*.json"))) == generation
             age(Claim(folder, generation), 2 * LONG)

@@ -23,9 +23,7 @@ from sctrain.evaluation.worker import evaluate
 from sctrain.runs import RunFolder
 
 CPU = torch.device("cpu")
-KEYS = (
-    "images ema seed sampler steps nfe samples fd agreement precision recall nn_ratio ode_mse seconds"  # fmt: skip
-).split()
+KEYS = "images ema seed sampler steps nfe samples fd agreement precision recall nn_ratio ode_mse seconds".split()
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -69,9 +67,7 @@ def test_folder_of_a_scored_snapshot(tmp_path: Path, teacher: Path):
     events = EventAccumulator(str(RunFolder(run).tensorboard / "evaluation"))
     events.Reload()
     points = {event.step: event.value for event in events.Scalars("fd/consistency-1")}
-    assert points == {
-        line["images"]: pytest.approx(line["fd"], rel=1e-5) for line in lines(run) if line["steps"] == 1
-    }
+    assert points == {line["images"]: pytest.approx(line["fd"], rel=1e-5) for line in lines(run) if line["steps"] == 1}
     assert "samples/consistency-1" in events.Tags()["images"]
 
 
@@ -115,13 +111,12 @@ def test_ode_solutions_are_the_teachers_own_and_kept(tmp_path: Path, teacher: Pa
 
 
 def test_sct_is_compared_with_the_teacher_it_is_given(tmp_path: Path, teacher: Path):
-    run = tmp_path / "sct"
-    publish_random(tiny_config(run, "sct", evaluation={"steps": [1]}), 16)
-    evaluate(run, watch=False)
-    assert [line["ode_mse"] for line in lines(run)] == [None]
-    (RunFolder(run).evaluations / "000000000016" / "metrics.json").unlink()
-    evaluate(run, watch=False, ode_teacher=WeightsFrom(run=teacher, ema=0.05))
-    assert all(line["ode_mse"] > 0 for line in lines(run))
+    for run, given in (("alone", None), ("beside", {"run": str(teacher), "ema": 0.05})):
+        evaluation = {"steps": [1], "ode_teacher": given}
+        publish_random(tiny_config(tmp_path / run, "sct", evaluation=evaluation), 16)
+        evaluate(tmp_path / run, watch=False)
+    assert [line["ode_mse"] for line in lines(tmp_path / "alone")] == [None]
+    assert all(line["ode_mse"] > 0 for line in lines(tmp_path / "beside"))
 
 
 def test_teacher_without_snapshots_is_named(tmp_path: Path):
@@ -144,7 +139,7 @@ def test_overtaken_worker_says_so_and_leaves_nothing(tmp_path: Path, monkeypatch
     monkeypatch.setattr(worker, "evaluate_snapshot", overtaken)
     assert evaluate(run, watch=False) == 0
     assert "taken over by another worker; this worker's result is discarded" in capfd.readouterr().err
-    assert not (folder / "metrics.json").exists() and lines(run) == []
+    assert not (folder / "metrics.json").exists() and not RunFolder(run).metrics.exists()
 
 
 def test_watching_worker_outlives_a_kill_and_ends_with_the_run(tmp_path: Path):
@@ -163,10 +158,35 @@ def test_watching_worker_outlives_a_kill_and_ends_with_the_run(tmp_path: Path):
     assert {line["images"] for line in lines(run)} == {16, 32}
 
 
+def test_watching_worker_waits_for_a_run_that_has_not_begun(tmp_path: Path, monkeypatch):
+    run = tmp_path / "run"
+
+    def begin(_: float) -> None:
+        publish_random(tiny_config(run, "trigflow"), 16)
+        write_status(run, "finished", 16, 1.0)
+
+    monkeypatch.setattr(worker.time, "sleep", begin)
+    assert evaluate(run, watch=True) == 1
+
+
+def test_watching_worker_waits_for_a_stopped_run_to_go_on(tmp_path: Path, monkeypatch):
+    run = tmp_path / "run"
+    config = tiny_config(run, "trigflow")
+    publish_random(config, 16)
+    write_status(run, "stopped", 16, 1.0)
+
+    def go_on(_: float) -> None:
+        publish_random(config, 32)
+        write_status(run, "stopped", 32, 2.0)
+
+    monkeypatch.setattr(worker.time, "sleep", go_on)
+    assert evaluate(run, watch=True) == 2
+
+
 def _watch(run: Path) -> subprocess.Popen:
-    code = f"from pathlib import Path; from sctrain.evaluation.worker import evaluate; evaluate(Path({str(run)!r}), watch=True)"
+    command = [sys.executable, "-m", "sctrain", "evaluate", str(run), "--watch"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
 
 
 def _wait_for(path: Path, process: subprocess.Popen, seconds: float = 60) -> None:
@@ -189,5 +209,5 @@ def test_prepared_data_without_extractor_is_named(tmp_path: Path):
             (bare / file.name).symlink_to(file)
     config = tiny_config(tmp_path / "run", "trigflow")
     publish_random(config.model_copy(update={"data": config.data.model_copy(update={"url": str(bare)})}), 16)
-    with pytest.raises(UserError, match="bare has no extractor.json"):
+    with pytest.raises(UserError, match=r"bare has no extractor\.json"):
         evaluate(config.run_dir, watch=False)
