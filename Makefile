@@ -7,10 +7,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q
 # What torch and DeepSpeed compile on first use stays with its environment; they look for ninja on the PATH.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: quickstart test test-full lint types clean check-tools
+.PHONY: quickstart digits test test-full lint types clean check-tools
 
 quickstart: $(VENV)/installed
 	@$(RUN) sctrain quickstart
+
+# The quality recipe, about an hour on two CPU cores.
+digits: $(VENV)/installed
+	@$(RUN) sctrain quickstart --recipes digits/full
 
 test: $(VENV)/installed-dev
 	@$(RUN) pytest -q -m "not full"
