@@ -13,11 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sctrain.objectives.base import Batch, Draws, Loss, Networks, Progress
+from sctrain.objectives.base import Draws, Loss, Networks, Progress
 from sctrain.objectives.diffusion import weighted
-from sctrain.objectives.drawing import drop_labels, l2_norm, mean_square, noise, rms_factor, trigflow_times
+from sctrain.objectives.drawing import TrigFlowDraws, l2_norm, mean_square, rms_factor
 from sctrain.processes import diffuse, per_sample, velocity
-from sctrain.randomness import SampleGenerator
 
 
 def consistency_tangent(
@@ -35,25 +34,17 @@ def normalized(g: Tensor, constant: float, norm: Literal["l2", "rms"]) -> Tensor
 
 
 @dataclass(frozen=True)
-class ContinuousConsistency:
+class ContinuousConsistency(TrigFlowDraws):
     """sCT where there is no teacher, sCD where there is one. The tangent's direction is the velocity used for dx/dt."""
 
-    sigma_data: float
-    num_classes: int
-    time_mean: float
-    time_std: float
-    label_dropout: float
     distill: bool
     tangent_normalization: Literal["l2", "rms"]
     tangent_constant: float
     tangent_warmup_images: int
 
-    def draw(self, generator: SampleGenerator, batch: Batch, progress: Progress) -> Draws:
-        t = trigflow_times(generator, self.time_mean, self.time_std, self.sigma_data)
-        z = noise(generator, batch, self.sigma_data)
-        labels = drop_labels(generator, batch.labels, self.label_dropout, self.num_classes)
-        r = min(1.0, progress.images / self.tangent_warmup_images) if self.tangent_warmup_images else 1.0
-        return Draws(batch.x0, z, t, labels, r)
+    def warmup(self, progress: Progress) -> float:
+        """r rises linearly from 0 to 1 (sCM section 4.1)."""
+        return min(1.0, progress.images / self.tangent_warmup_images) if self.tangent_warmup_images else 1.0
 
     def loss(self, draws: Draws, networks: Networks) -> Loss:
         x_t, t = diffuse(draws.x0, draws.z, draws.t), draws.t

@@ -1,29 +1,37 @@
-"""The random part that TrigFlow objectives share: times, noise, label dropout."""
+"""The random part that TrigFlow objectives share: times, noise, label dropout; and norms per sample."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sctrain.objectives.base import Batch
+from sctrain.objectives.base import Batch, Draws, Progress
 from sctrain.processes import T_MAX
 from sctrain.randomness import SampleGenerator
 
 
-def trigflow_times(generator: SampleGenerator, mean: float, std: float, sigma_data: float) -> Tensor:
-    """Tau ~ N(mean, std^2), t = arctan(exp(tau) / sigma_d) (sCM eq. 5), at most T_MAX: (B,)."""
-    tau = mean + std * generator.normal()
-    return torch.atan(tau.exp() / sigma_data).clamp(max=T_MAX)
+@dataclass(frozen=True)
+class TrigFlowDraws:
+    """Settings of the draw: data of standard deviation `sigma_data`; label `num_classes` means none."""
 
+    sigma_data: float
+    num_classes: int
+    time_mean: float
+    time_std: float
+    label_dropout: float
 
-def noise(generator: SampleGenerator, batch: Batch, sigma_data: float) -> Tensor:
-    """Z ~ N(0, sigma_d^2 I), of the images' shape."""
-    return sigma_data * generator.normal(batch.x0.shape[1:])
+    def draw(self, generator: SampleGenerator, batch: Batch, progress: Progress) -> Draws:
+        """tau ~ N(mean, std^2), t = arctan(exp(tau) / sigma_d) (sCM eq. 5), at most T_MAX; z ~ N(0, sigma_d^2 I)."""
+        tau = self.time_mean + self.time_std * generator.normal()
+        t = torch.atan(tau.exp() / self.sigma_data).clamp(max=T_MAX)
+        z = self.sigma_data * generator.normal(batch.x0.shape[1:])
+        labels = torch.where(generator.uniform() < self.label_dropout, self.num_classes, batch.labels)
+        return Draws(batch.x0, z, t, labels, self.warmup(progress))
 
-
-def drop_labels(generator: SampleGenerator, labels: Tensor, probability: float, num_classes: int) -> Tensor:
-    """Labels, each replaced by "no class" with the given probability."""
-    return torch.where(generator.uniform() < probability, num_classes, labels)
+    def warmup(self, progress: Progress) -> float:
+        """The factor r of the draws; objectives without a warm-up have 1."""
+        return 1.0
 
 
 def l2_norm(x: Tensor) -> Tensor:
