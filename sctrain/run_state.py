@@ -30,11 +30,16 @@ _IDENTITY = ("name", "seed", "sigma_data", "network", "objective.name", "optimiz
 
 @dataclass(frozen=True)
 class Record:
-    """What a checkpoint says beside its tensors. The position in the stream of samples is `images`."""
+    """What a checkpoint says beside its tensors."""
 
     images: int = 0
-    skipped: int = 0
+    skipped: int = 0  # steps dropped because the gradient was not finite
     skipped_in_row: int = 0
+
+    def after_step(self, size: int, applied: bool) -> Record:
+        """The record after a step of `size` images. They count as seen also where the step was dropped."""
+        in_row = 0 if applied else self.skipped_in_row + 1
+        return Record(self.images + size, self.skipped + (not applied), in_row)
 
 
 class RunState:
@@ -101,11 +106,12 @@ class RunState:
             say(f"resumed {self.folder.root} at {record.images} images")
         return record
 
-    def save(self, images: int, skipped: int, skipped_in_row: int) -> None:
+    def save(self, record: Record) -> None:
         """Start a checkpoint in the background; training stands still only while the shards are copied."""
-        record = asdict(Record(images, skipped, skipped_in_row))
-        record |= {"data_fingerprint": self._fingerprint, "config": self.config.model_dump(mode="json")}
-        self.stall_seconds += save_state(self._checkpoints, images, self.shards, self.ema, record)
+        about = {"data_fingerprint": self._fingerprint, "config": self.config.model_dump(mode="json")}
+        self.stall_seconds += save_state(
+            self._checkpoints, record.images, self.shards, self.ema, asdict(record) | about
+        )
 
     def publish(self, images: int) -> None:
         """Publish all EMA tracks for readers, unless they are."""

@@ -10,6 +10,6 @@ def learning_rate(config: OptimizerConfig, images: int, budget: int) -> float:
     factor = min(1.0, images / config.ramp_images) if config.ramp_images else 1.0
     if config.reference_images:
         factor /= math.sqrt(max(images / config.reference_images, 1.0))
-    if config.cooldown_images:
-        factor *= min(1.0, (budget - images) / config.cooldown_images)
+    if config.cooldown_images:  # the last step may end beyond the budget
+        factor *= min(1.0, max(0.0, budget - images) / config.cooldown_images)
     return config.learning_rate * factor

@@ -52,14 +52,16 @@ class Trainer:
         self.shards = Shards(self.student.module)
         self.ema = ShardedPowerEma(self.shards, config.ema.widths)
         self.monitor = Monitor(world)
-        self.skipped = self.skipped_in_row = 0
         self.state = RunState(config, world, self.dataset.index.fingerprint, self.shards, self.ema)
-        record = self.state.resume()
-        self.images = record.images
-        self.skipped, self.skipped_in_row = record.skipped, record.skipped_in_row
+        self.record = self.state.resume()
         self.batches = self._stream()
         self.scalars = ScalarWriter(self.state.folder, self.images, enabled=world.is_main)
         self.status = StatusLine(config.budget_images, self.images, enabled=world.is_main)
+
+    @property
+    def images(self) -> int:
+        """Seen so far: also the position in the endless sequence of samples."""
+        return self.record.images
 
     def _networks(self) -> tuple[StudentEngine, Networks]:
         """The student and, for a distillation, its teacher: ZeRO-3 engines of their own."""
@@ -99,20 +101,19 @@ class Trainer:
         while self.images < self.config.budget_images:
             self.step()
             if self.world.any(self.stop.received is not None):
-                self.state.save(self.images, self.skipped, self.skipped_in_row)
+                self.state.save(self.record)
                 self.state.finish("stopped", self.images)
                 self.status.say(f"saved at {self.images:,} images and stopped by a signal; the same command goes on")
                 return EXIT_STOPPED
         self.state.publish(self.images)
-        self.state.save(self.images, self.skipped, self.skipped_in_row)
+        self.state.save(self.record)
         self.state.finish("finished", self.images)
         return 0
 
     def step(self) -> None:
         """One optimizer step: fetch -> objective -> backward -> step -> EMA -> report."""
-        progress = Progress(self.images, self.config.budget_images)
-        after = self.images + self.config.batch.global_size
-        rate = learning_rate(self.config.optimizer, after, self.config.budget_images)
+        progress, size = Progress(self.images, self.config.budget_images), self.config.batch.global_size
+        rate = learning_rate(self.config.optimizer, self.images + size // 2, self.config.budget_images)
         result = None
         while result is None:  # micro-batches of one global batch
             batch, generator = self.fetch()
@@ -121,10 +122,11 @@ class Trainer:
             self.student.backward(loss.per_sample.mean())
             result = self.student.step(rate)
             self.monitor.add(draws, loss)
-        if self.accept(result):
-            self.ema.update(self.images, after)
-        before, self.images = self.images, after
+        before, self.record = self.images, self.record.after_step(size, result.applied)
+        if result.applied:
+            self.ema.update(before, self.images)
         self.report(before, rate, result)
+        self.guard()
 
     def fetch(self) -> tuple[Batch, SampleGenerator]:
         """The next micro-batch of this rank in model space, and the generator of its samples."""
@@ -135,17 +137,14 @@ class Trainer:
         torch.manual_seed(hash((self.config.seed, int(raw.positions[0]))) % 2**63)
         return batch, SampleGenerator(self.config.seed, raw.positions, Purpose.TRAINING, self.world.device)
 
-    def accept(self, result: StepResult) -> bool:
-        """Count steps that were dropped for a non-finite gradient; stop the run when too many come in a row."""
-        self.skipped_in_row = 0 if result.applied else self.skipped_in_row + 1
-        self.skipped += not result.applied
-        if self.skipped_in_row > self.config.guard.max_skipped_steps:
+    def guard(self) -> None:
+        """Stop a run in which too many steps in a row were dropped because the gradient was not finite."""
+        if self.record.skipped_in_row > self.config.guard.max_skipped_steps:
             raise UserError(
-                f"{self.skipped_in_row} steps in a row had a non-finite gradient, at {self.images} images: lower "
-                f"optimizer.learning_rate or raise objective.tangent_constant, then resume {self.config.run_dir} from "
+                f"{self.record.skipped_in_row} steps in a row had a non-finite gradient, at {self.images} images: "
+                f"lower optimizer.learning_rate or raise objective.tangent_constant, then resume {self.config.run_dir} from "
                 f"its last checkpoint by the same command (guard.max_skipped_steps sets this limit)"
             )
-        return result.applied
 
     def report(self, before: int, rate: float, result: StepResult) -> None:
         """Whatever is due between `before` and `self.images`: scalars, snapshot, checkpoint."""
@@ -156,14 +155,14 @@ class Trainer:
         if due(cadence.snapshot):
             self.state.publish(self.images)
         if due(cadence.checkpoint):
-            self.state.save(self.images, self.skipped, self.skipped_in_row)
+            self.state.save(self.record)
 
     def _report_scalars(self, rate: float, result: StepResult) -> None:
         means = self.monitor.means()
         speed = self.status.update(self.images, loss=means["loss/all"], wait_seconds=self.batches.wait_seconds)
         means |= speed | {"speed/checkpoint_stall_seconds": self.state.stall_seconds}
         means |= {"optimizer/learning_rate": rate, "optimizer/grad_norm": result.grad_norm}
-        means |= {"guard/skipped_steps": float(self.skipped)}
+        means |= {"guard/skipped_steps": float(self.record.skipped)}
         self.scalars.write(self.images, means)
         self.state.running(self.images)
 
