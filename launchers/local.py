@@ -14,7 +14,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOPPED_BY_SIGNAL = 75  # a rank's exit code: it has saved and the same command goes on; its peers are doing the same
@@ -34,7 +35,7 @@ def run_ranks(argv: Sequence[str], ranks: int, env: Mapping[str, str]) -> int:
     with _forwarding(processes):
         try:
             for rank in range(ranks):
-                processes.append(_start(argv, rank_environment(rank, ranks, port, env)))
+                processes.append(start(argv, rank_environment(rank, ranks, port, env)))
             return _wait(processes)
         finally:
             _end(processes)
@@ -62,18 +63,26 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _start(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def start(argv: Sequence[str], env: Mapping[str, str], *, background: bool = False) -> subprocess.Popen[bytes]:
+    """A process in a session of its own that dies with this one; `background` leaves the cores to all others."""
     libc, launcher = ctypes.CDLL(None), os.getpid()
 
-    def die_with_launcher() -> None:
+    def prepare() -> None:
         if sys.platform == "linux":
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != launcher:  # it died before the request
                 os._exit(1)
+        if background:
+            _step_back()
 
-    return subprocess.Popen(
-        argv, env=env, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_launcher
-    )
+    return subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=prepare)
+
+
+def _step_back() -> None:
+    os.nice(19)
+    # Linux shares the cores between sessions first, so niceness inside one means nothing to another.
+    with suppress(OSError):  # not every kernel groups by session
+        Path("/proc/self/autogroup").write_text("19")
 
 
 @contextmanager

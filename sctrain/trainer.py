@@ -142,8 +142,8 @@ class Trainer:
         if self.record.skipped_in_row > self.config.guard.max_skipped_steps:
             raise UserError(
                 f"{self.record.skipped_in_row} steps in a row had a non-finite gradient, at {self.images} images: "
-                f"lower optimizer.learning_rate or raise objective.tangent_constant, then resume {self.config.run_dir} from "
-                f"its last checkpoint by the same command (guard.max_skipped_steps sets this limit)"
+                "lower optimizer.learning_rate or raise objective.tangent_constant, then repeat the command to go on "
+                f"from the last checkpoint in {self.config.run_dir} (guard.max_skipped_steps sets this limit)"
             )
 
     def report(self, before: int, rate: float, result: StepResult) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from launchers.local import start
 from sctrain.config.loading import load
 from sctrain.config.schema import RunConfig
 from sctrain.evaluation.report import write_report
@@ -56,9 +57,8 @@ def _train_and_score(
 
 
 def _worker(run: Path) -> subprocess.Popen:
-    """At low priority and with one thread: training has the cores."""
-    command = ["nice", "-n", "10", *_command("evaluate", str(run), "--watch")]
-    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    """In the background and with one thread: training has the cores."""
+    return start(_command("evaluate", str(run), "--watch"), {**os.environ, "OMP_NUM_THREADS": "1"}, background=True)
 
 
 def _sctrain(*arguments: str) -> int:
