@@ -1,5 +1,6 @@
 """Local ranks as real, tiny processes: environment, exit codes, signals, and what is left when something is killed."""
 
+import ast
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from launchers import local
-from launchers.local import run_ranks
+from launchers.local import run_ranks, start
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = (
@@ -136,3 +137,14 @@ def wait_until(condition, seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
+
+
+def test_background_process_yields_within_and_between_sessions(tmp_path: Path):
+    program = (
+        "import os, pathlib, sys; own_session = os.getsid(0) == os.getpid(); group = pathlib.Path('/proc/self/autogroup');"
+        "said = [os.getpriority(os.PRIO_PROCESS, 0), own_session, group.read_text() if group.exists() else 'nice 19'];"
+        "pathlib.Path(sys.argv[1]).write_text(repr(said))"
+    )
+    start([sys.executable, "-c", program, str(tmp_path / "said")], os.environ, background=True).wait()
+    niceness, own_session, group = ast.literal_eval((tmp_path / "said").read_text())
+    assert (niceness, own_session) == (19, True) and group.strip().endswith("nice 19")
