@@ -20,6 +20,7 @@ from pathlib import Path
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOPPED_BY_SIGNAL = 75  # a rank's exit code: it has saved and the same command goes on; its peers are doing the same
 GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL for the peers of a rank that died
+PEER_SECONDS = 2.0
 _POLL_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1
 
@@ -102,13 +103,14 @@ def _forwarding(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
 
 
 def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
+    deadline = None  # 1 is what the peers of a dying rank end with: the rank itself, perhaps a moment later, says more
     while True:
         codes = [process.poll() for process in processes]
         ended = [128 - code if code < 0 else code for code in codes if code is not None]
         failed = [code for code in ended if code not in (0, STOPPED_BY_SIGNAL)]
-        if failed:
+        if failed and (max(failed) > 1 or time.monotonic() > (deadline := deadline or time.monotonic() + PEER_SECONDS)):
             _name_killed(codes)
-            return max(failed)  # 1 is what the peers of a dying rank end with, so any other code says more
+            return max(failed)
         if len(ended) == len(processes):
             return max(ended)
         time.sleep(_POLL_SECONDS)

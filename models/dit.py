@@ -27,6 +27,13 @@ class DiTOptions:
     mlp_ratio: float = 4.0
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        for key in ("width", "depth", "heads", "patch_size", "mlp_ratio"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"network.{key} must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError("network.dropout must be in [0, 1)")
+
 
 class AdaptiveDoubleNorm(nn.Module):
     """pnorm(x) * pnorm(scale(c)) + pnorm(shift(c)): (B, N, W), (B, W) -> (B, N, W)."""

@@ -12,10 +12,30 @@ from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.errors import UserError
 from sctrain.processes import ModelSpace
 from sctrain.runs import RunFolder
-from sctrain.snapshots import load_weights
+from sctrain.snapshots import load_weights, newest
 
 # The weighting head belongs to one objective; another run starts with a fresh one (sCM section 4.2).
 _WEIGHTING = "weighting."
+
+
+def pinned(config: RunConfig) -> RunConfig:
+    """The run with the snapshots that it takes weights from named: those of its first start, else the newest now."""
+    folder = RunFolder(config.run_dir)
+    saved = folder.saved_config() if folder.config.is_file() else {}
+    pins = {}
+    for key in ("teacher", "start_from"):
+        source: WeightsFrom | None = getattr(config, key)
+        if source is not None and source.images is None:
+            images = (saved.get(key) or {}).get("images") or _newest_images(source)
+            pins[key] = source.model_copy(update={"images": images})
+    return config.model_copy(update=pins)
+
+
+def _newest_images(source: WeightsFrom) -> int:
+    path = newest(RunFolder(source.run).snapshots)
+    if path is None:
+        raise UserError(f"{source.run} has published no snapshot; train it first, or name another run")
+    return int(path.name)
 
 
 def open_split(config: RunConfig, split: str | None = None) -> ShardedDataset:

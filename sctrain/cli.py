@@ -1,13 +1,15 @@
 """The command line: parsing, and what an error means to the shell.
 
-Exit codes: 0 done; 1 a defect of ours (with a traceback); 2 a mistake the user can mend (one sentence on stderr); 75
-stopped by a signal after a checkpoint, the same command goes on. A command lives in `sctrain/commands/` and is imported
-only when it is called, so `sctrain --help` needs neither torch nor DeepSpeed.
+Exit codes: 0 done; 1 a defect of ours (with a traceback) or another rank's failure; 2 a mistake the user can mend (one
+sentence on stderr); 75 stopped by a signal after a checkpoint, the same command goes on; 130 interrupted from the
+keyboard. A command lives in `sctrain/commands/` and is imported only when it is called, so `sctrain --help` needs
+neither torch nor DeepSpeed.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -17,10 +19,13 @@ from typing import NoReturn
 
 from data_pipeline.errors import DataError
 from sctrain import __version__
-from sctrain.errors import UserError
+from sctrain.errors import OwnUserError, UserError
 
 USER_ERROR = 2
 INTERRUPTED = 130
+LOST_PEER = OwnUserError("another rank ended; its own message says why")
+_LOST_PEER_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's words
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,17 +34,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parse(argv)
         return importlib.import_module(f"sctrain.commands.{args.command}").run(args)
-    except (UserError, DataError) as error:
-        if "--debug" in argv:
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (UserError, DataError, OSError, RuntimeError) as error:
+        if "--debug" in argv or not (told := _for_people(error)):
             raise
-        _tell(error)
-        return USER_ERROR
+        _tell(told)
+        return USER_ERROR if told is not LOST_PEER else 1
+
+
+def _for_people(error: Exception) -> Exception | None:
+    """What to say in one sentence; None for a defect of ours."""
+    if isinstance(error, UserError | DataError):
+        return error
+    if isinstance(error, OSError) and error.errno in _DISK and error.filename:
+        return OwnUserError(
+            f"{error.filename}: {error.strerror}; make room or allow writing there, then repeat the command"
+        )
+    return LOST_PEER if any(sign in str(error) for sign in _LOST_PEER_SIGNS) else None
 
 
 def _tell(error: Exception) -> None:
     """One line per mistake. All ranks find the same mistakes, so rank 0 speaks; what a rank has read is its own."""
     rank = os.environ.get("RANK", "0")
-    if rank == "0" or isinstance(error, DataError):
+    if rank == "0" or isinstance(error, DataError | OwnUserError):
         speaker = "sctrain" if rank == "0" else f"sctrain (rank {rank})"
         for sentence in str(error).splitlines():
             print(f"{speaker}: error: {sentence}", file=sys.stderr)

@@ -52,3 +52,10 @@ def posthoc_coefficients(stored: Sequence[Track], target: Track) -> list[float]:
     norm = np.sqrt(np.diag(gram))  # unit profiles keep the system well scaled over a long run
     weights = np.linalg.lstsq(gram / np.outer(norm, norm), overlap / norm, rcond=None)[0] / norm
     return (weights / weights.sum()).tolist()
+
+
+def unexplained(stored: Sequence[Track], target: Track, coefficients: Sequence[float]) -> float:
+    """Share of the target profile's energy that the weighted sum of the stored ones misses; 0 is perfect."""
+    tracks, weights = [*stored, target], np.array([*coefficients, -1.0])
+    gram = np.array([[profile_inner_product(a, b) for b in tracks] for a in tracks])
+    return float(weights @ gram @ weights / gram[-1, -1])

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from typing import IO
 
 import psutil
-import yaml
 
 from sctrain.config.loading import difference, dump
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.files import write_json, write_text
 from sctrain.reporting.console import say
-from sctrain.runs import RunFolder, image_count_name
+from sctrain.runs import RunFolder, image_count_name, numbered
 from sctrain.snapshots import publish
 from sctrain.zero.checkpoint import Checkpointer, latest, read_record
 from sctrain.zero.ema import ShardedPowerEma
@@ -25,7 +25,10 @@ from sctrain.zero.state import load_state, save_state
 from sctrain.zero.world import World
 
 # What makes a run the run it is. Anything else may change between two starts, and the change is printed.
-_IDENTITY = ("name", "seed", "sigma_data", "network", "objective.name", "optimizer.name", "ema", "batch.global_size")
+_IDENTITY = (
+    *("name", "seed", "sigma_data", "network", "objective.name", "teacher", "optimizer.name", "ema", "precision"),
+    *("batch.global_size", "data.mean", "data.std", "data.shuffle_window"),
+)
 
 
 @dataclass(frozen=True)
@@ -42,69 +45,96 @@ class Record:
         return Record(self.images + size, self.skipped + (not applied), in_row)
 
 
+def claim_folder(config: RunConfig, world: World) -> IO[str] | None:
+    """Create or adopt the run folder; rank 0 gets its lock. UserError, on every rank, if it is not for this run."""
+    lock, refusal = None, None
+    if world.is_main:
+        try:
+            lock = _locked(RunFolder(config.run_dir))
+            _refuse_another_run(RunFolder(config.run_dir), config)
+        except UserError as error:
+            refusal = error
+    if world.any(refusal is not None):
+        raise refusal or UserError(f"rank 0 cannot use {config.run_dir}")
+    return lock
+
+
+def _locked(folder: RunFolder) -> IO[str]:
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        lock = (folder.root / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{folder.root} cannot be written ({error.strerror}); choose another run_dir") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"another process is training in {folder.root}; wait, or choose another run_dir") from error
+    return lock
+
+
+def _refuse_another_run(folder: RunFolder, config: RunConfig) -> None:
+    """Print what has changed since the last start; UserError where that makes it another run."""
+    changes = difference(folder.saved_config(), config) if folder.config.is_file() else []
+    foreign = [change for change in changes if change.startswith(_IDENTITY)]
+    if foreign:
+        raise UserError(
+            f"{folder.root} holds a run of another configuration ({'; '.join(foreign)}); "
+            f"choose another run_dir, or restore these keys to continue it"
+        )
+    for change in changes:
+        say(f"changed since this run was last started: {change}")
+
+
 class RunState:
     """Everything of a run that outlives its processes. All methods are called on every rank."""
 
-    def __init__(self, config: RunConfig, world: World, data_fingerprint: str, shards: Shards, ema: ShardedPowerEma):
+    def __init__(
+        self,
+        config: RunConfig,
+        world: World,
+        lock: IO[str] | None,
+        data_fingerprint: str,
+        shards: Shards,
+        ema: ShardedPowerEma,
+    ):
         self.config, self.world, self.shards, self.ema = config, world, shards, ema
         self.folder = RunFolder(config.run_dir)
         self._fingerprint = data_fingerprint
         self._started = psutil.Process().create_time()  # imports and set-up are part of the price
         self.stall_seconds = 0.0  # how long checkpoints have held training up
-        self._lock = self._open() if world.is_main else None
-        world.barrier()  # the folder is there
+        self._lock = lock
         self._wall_before = _wall_seconds(self.folder)
         self._checkpoints = Checkpointer(
             self.folder.checkpoints, config.cadence.keep_checkpoints, world.rank, world.size
         )
 
-    def _open(self) -> IO[str]:
-        """Create or adopt the folder; UserError if it is another run's, in use, or not writable."""
-        try:
-            self.folder.root.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder.root / ".lock").open("w")
-        except OSError as error:
-            raise UserError(
-                f"{self.folder.root} cannot be written ({error.strerror}); choose another run_dir"
-            ) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is training in {self.folder.root}; wait for it, or choose another run_dir"
-            ) from error
-        self._adopt()
-        return lock
-
-    def _adopt(self) -> None:
-        if self.folder.config.is_file():
-            changes = difference(yaml.safe_load(self.folder.config.read_text()), self.config)
-            foreign = [change for change in changes if change.startswith(_IDENTITY)]
-            if foreign:
-                raise UserError(
-                    f"{self.folder.root} holds a run of another configuration ({'; '.join(foreign)}); "
-                    f"choose another run_dir, or restore these keys to continue it"
-                )
-            for change in changes:
-                say(f"changed since this run was last started: {change}")
-        write_text(self.folder.config, dump(self.config))
-
     def resume(self) -> Record:
         """Load the newest checkpoint, if there is one, into engine and EMA."""
-        path = latest(self.folder.checkpoints)
-        if path is None:
-            return Record()
-        stored = read_record(path)
-        if stored["data_fingerprint"] != self._fingerprint:
-            raise UserError(
-                f"{path} was trained on other data than {self.config.data.url} holds now: restore the data, "
-                f"or choose another run_dir"
-            )
-        load_state(path, self.shards, self.ema)
-        record = Record(stored["images"], stored["skipped"], stored["skipped_in_row"])
+        path, record = latest(self.folder.checkpoints), Record()
+        if path is not None:
+            stored = read_record(path)
+            if stored["data_fingerprint"] != self._fingerprint:
+                raise UserError(
+                    f"{path} was trained on other data than {self.config.data.url} holds now: restore the data, "
+                    f"or choose another run_dir"
+                )
+            load_state(path, self.shards, self.ema)
+            record = Record(stored["images"], stored["skipped"], stored["skipped_in_row"])
         if self.world.is_main:
-            say(f"resumed {self.folder.root} at {record.images} images")
+            self._begin(record)
+        self.world.barrier()
+        self.running(record.images)
         return record
+
+    def _begin(self, record: Record) -> None:
+        """Forget what an abandoned future of this run left behind: readers must not take it for ours."""
+        for parent in (self.folder.snapshots, self.folder.evaluations):
+            for images, path in numbered(parent):
+                if images > record.images:
+                    shutil.rmtree(path)
+        write_text(self.folder.config, dump(self.config))
+        if record.images:
+            say(f"resumed {self.folder.root} at {record.images} images")
 
     def save(self, record: Record) -> None:
         """Start a checkpoint in the background; training stands still only while the shards are copied."""
@@ -125,6 +155,11 @@ class RunState:
                 for _ in track:
                     pass
         self.world.barrier()
+
+    @property
+    def failing(self) -> bool:
+        """Whether a checkpoint could not be written by this rank; the next save says why."""
+        return self._checkpoints.failed
 
     def running(self, images: int) -> None:
         """Note how far the run is."""

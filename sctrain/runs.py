@@ -3,6 +3,9 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,10 @@ class RunFolder:
     @property
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
+
+    def saved_config(self) -> dict[str, Any]:
+        """The description this run was last started with."""
+        return yaml.safe_load(self.config.read_text())
 
 
 def image_count_name(images: int) -> str:

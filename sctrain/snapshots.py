@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sctrain.errors import UserError
-from sctrain.power_ema import gamma_from_width, posthoc_coefficients
+from sctrain.power_ema import gamma_from_width, posthoc_coefficients, unexplained
 from sctrain.runs import image_count_name, numbered
 from sctrain.sealed_folder import describe_file, flush, partial_folder, read_manifest, seal, verified
 
+MAX_UNEXPLAINED = 0.1  # of the profile's energy
 NEGLIGIBLE = 1e-9  # coefficients below it change no fp32 weight, and need no reading
 
 
@@ -98,7 +99,14 @@ def _reconstruct(history: list[tuple[Path, dict[str, Any]]], width: float) -> di
     tracks = [(path, manifest, stored) for path, manifest in history for stored in manifest["widths"]]
     stored = [(manifest["images"], gamma_from_width(track)) for _, manifest, track in tracks]
     target, newest_manifest = history[-1]
-    coefficients = posthoc_coefficients(stored, (newest_manifest["images"], gamma_from_width(width)))
+    wanted = (newest_manifest["images"], gamma_from_width(width))
+    coefficients = posthoc_coefficients(stored, wanted)
+    missed = unexplained(stored, wanted, coefficients)
+    if missed > MAX_UNEXPLAINED:
+        raise UserError(
+            f"{target.parent} cannot give an EMA of width {width:g}: its snapshots miss {missed:.0%} of that profile; "
+            f"choose a width near {newest_manifest['widths']}, or publish more snapshots"
+        )
     shapes = newest_manifest["tensors"]
     total = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
     for (path, manifest, track), coefficient in zip(tracks, coefficients, strict=True):

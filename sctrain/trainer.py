@@ -18,7 +18,7 @@ from sctrain.objectives.base import Batch, Networks, Progress
 from sctrain.randomness import Purpose, SampleGenerator
 from sctrain.reporting.console import StatusLine
 from sctrain.reporting.scalars import ScalarWriter
-from sctrain.run_state import RunState
+from sctrain.run_state import RunState, claim_folder
 from sctrain.schedules import learning_rate
 from sctrain.signals import StopRequest
 from sctrain.zero.ema import ShardedPowerEma
@@ -32,6 +32,7 @@ EXIT_STOPPED = 75  # by a signal, after a checkpoint: the same command goes on
 def train(config: RunConfig) -> int:
     """Train until the budget is used up or a signal asks to stop; repeating the call goes on. Returns an exit code."""
     world = World.start(config.runtime)
+    config = building.pinned(config)
     try:
         with StopRequest() as stop, Trainer(config, world, stop) as trainer:
             return trainer.run()
@@ -44,6 +45,7 @@ class Trainer:
 
     def __init__(self, config: RunConfig, world: World, stop: StopRequest):
         self.config, self.world, self.stop = config, world, stop
+        lock = claim_folder(config, world)
         self.dataset = building.open_split(config)
         data = self.dataset.description
         self.space = building.model_space(config, data)
@@ -52,7 +54,7 @@ class Trainer:
         self.shards = Shards(self.student.module)
         self.ema = ShardedPowerEma(self.shards, config.ema.widths)
         self.monitor = Monitor(world)
-        self.state = RunState(config, world, self.dataset.index.fingerprint, self.shards, self.ema)
+        self.state = RunState(config, world, lock, self.dataset.index.fingerprint, self.shards, self.ema)
         self.record = self.state.resume()
         self.batches = self._stream()
         self.scalars = ScalarWriter(self.state.folder, self.images, enabled=world.is_main)
@@ -100,7 +102,7 @@ class Trainer:
         """Step until the budget is used up or a stop is asked for."""
         while self.images < self.config.budget_images:
             self.step()
-            if self.world.any(self.stop.received is not None):
+            if self.world.any(self.stop.received is not None or self.state.failing):
                 self.state.save(self.record)
                 self.state.finish("stopped", self.images)
                 self.status.say(f"saved at {self.images:,} images and stopped by a signal; the same command goes on")
@@ -154,7 +156,7 @@ class Trainer:
             self._report_scalars(rate, result)
         if due(cadence.snapshot):
             self.state.publish(self.images)
-        if due(cadence.checkpoint):
+        if due(cadence.checkpoint) and not self.record.skipped_in_row:  # a sick state replaces no good one
             self.state.save(self.record)
 
     def _report_scalars(self, rate: float, result: StepResult) -> None:

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from launchers.local import start
-from sctrain.config.loading import load
+from sctrain import building
+from sctrain.config.loading import difference, load
 from sctrain.config.schema import RunConfig
 from sctrain.evaluation.report import write_report
 from sctrain.reporting.console import say
@@ -27,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     recipes = {role: f"{args.recipes}/{role}.yaml" for role in ROLES}
     configs = {role: load(recipe, args.overrides) for role, recipe in recipes.items()}
     workers: list[subprocess.Popen] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         code = _sctrain("prepare", "digits", configs["teacher"].data.url)
         for role in ROLES:
@@ -49,11 +51,17 @@ def _train_and_score(
 ) -> int:
     """Train one run while a worker scores its snapshots; the worker may outlast the training."""
     workers.append(_worker(config.run_dir))
-    if is_finished(RunFolder(config.run_dir)):
+    if _is_trained(config):
         say(f"{role}: {config.run_dir} is already trained")
         return 0
     say(f"{role}: training in {config.run_dir}")
     return _sctrain("train", recipe, *overrides)
+
+
+def _is_trained(config: RunConfig) -> bool:
+    """Whether this very run is finished; a changed description is for `train` to refuse or to go on with."""
+    folder = RunFolder(config.run_dir)
+    return is_finished(folder) and not difference(folder.saved_config(), building.pinned(config))
 
 
 def _worker(run: Path) -> subprocess.Popen:
@@ -62,14 +70,15 @@ def _worker(run: Path) -> subprocess.Popen:
 
 
 def _sctrain(*arguments: str) -> int:
-    """Run one command. A request to stop reaches it too, and it gets the time to save."""
+    """Run one command. A request to stop is passed on, and the command gets the time to save."""
     process = subprocess.Popen(_command(*arguments))
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # the terminal has told the whole group
-            continue
+    try:
+        code = process.wait()
+        return code if code >= 0 else 128 - code  # as shells count a child that a signal ended
+    except (KeyboardInterrupt, SystemExit):
+        process.terminate()
+        process.wait()
+        raise
 
 
 def _command(*arguments: str) -> list[str]:

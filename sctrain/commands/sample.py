@@ -3,10 +3,12 @@
 import argparse
 
 import torch
+from PIL import Image
 
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.evaluation.generation import Generator, Method
+from sctrain.power_ema import MAX_WIDTH
 from sctrain.reporting.console import say
 from sctrain.reporting.grids import image_grid
 from sctrain.runs import RunFolder
@@ -20,13 +22,19 @@ def run(args: argparse.Namespace) -> int:
     if snapshot is None:
         raise UserError(f"{args.run} has published no snapshot; train it first, or name another run")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    ema = args.ema or RunConfig.model_validate(read_config(snapshot)).evaluation.ema[0]
+    ema = RunConfig.model_validate(read_config(snapshot)).evaluation.ema[0] if args.ema is None else args.ema
+    if not 0 < ema < MAX_WIDTH:
+        raise UserError(f"--ema {ema} is not a relative width between 0 and {MAX_WIDTH:.3f}")
     generator = Generator.of(args.run, int(snapshot.name), ema, device)
     num_classes = len(generator.about.classes)
     if args.label is not None and not 0 <= args.label < num_classes:
         raise UserError(f"--class {args.label} is not one of the {num_classes} classes, 0 to {num_classes - 1}")
-    if args.count < 1 or (args.steps or 1) < 1:
+    if args.count < 1 or (args.steps is not None and args.steps < 1):
         raise UserError("--count and --steps must be at least 1")
+    if args.out.suffix.lower() not in Image.registered_extensions():
+        raise UserError(
+            f"--out {args.out} has no ending of a picture; write for example {args.out.with_suffix('.png')}"
+        )
     drawn = generator.draw(_method(generator, args.steps), args.seed, args.count, args.label)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     image_grid(generator.space.to_pixels(drawn.x)).save(args.out)

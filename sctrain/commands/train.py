@@ -11,6 +11,7 @@ from launchers.local import free_port, rank_environment, run_ranks
 from sctrain.config.deepspeed import derive_batch
 from sctrain.config.loading import dump, load
 from sctrain.config.schema import RunConfig
+from sctrain.errors import UserError
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,9 +33,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def planned_ranks(config: RunConfig) -> int:
-    """How many ranks a plain `sctrain train` starts here: what the description says, else one per GPU, else 2."""
+    """How many ranks a plain `sctrain train` starts here: what the description says; else one per GPU, or 2 on a CPU.
+
+    At most as many as divide the global batch.
+    """
     gpus = 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
-    return config.runtime.ranks or gpus or 2
+    if config.runtime.ranks is None:
+        size = config.batch.global_size
+        return max(ranks for ranks in range(1, (gpus or 2) + 1) if size % ranks == 0)
+    if 0 < gpus < config.runtime.ranks:
+        raise UserError(f"runtime.ranks {config.runtime.ranks} exceeds the {gpus} GPUs here; one rank needs one GPU")
+    return config.runtime.ranks
 
 
 def _train(config: RunConfig) -> int:

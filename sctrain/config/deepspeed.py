@@ -30,6 +30,8 @@ _DECIDED_ELSEWHERE = {
 _FIXED = {
     "zero_optimization.stage": (3, "weights, EMA and checkpoints are kept as ZeRO-3 shards"),
     "zero_optimization.memory_efficient_linear": (False, "that linear layer passes no tangents"),
+    "zero_optimization.offload_optimizer": (None, "EMA and checkpoints do not follow offloaded shards yet"),
+    "zero_optimization.offload_param": (None, "EMA and checkpoints do not follow offloaded shards yet"),
 }
 
 
@@ -79,7 +81,8 @@ def refuse_contradictions(given: Mapping[str, Any]) -> None:
             raise UserError(f"'deepspeed.{key}' is decided by '{ours}'; remove it and set '{ours}' instead")
     for key, (value, reason) in _FIXED.items():
         if _lookup(given, key) not in (None, value):
-            raise UserError(f"'deepspeed.{key}' must be {str(value).lower()} ({reason}); remove it")
+            demand = "is not supported" if value is None else f"must be {str(value).lower()}"
+            raise UserError(f"'deepspeed.{key}' {demand} ({reason}); remove it")
 
 
 def _lookup(given: Mapping[str, Any], dotted: str) -> Any:

@@ -99,11 +99,11 @@ class OptimizerConfig(Strict):
 class EmaConfig(Strict):
     """Power-function EMA tracks by relative width (EDM2 section 3)."""
 
-    widths: tuple[Width, ...] = (0.05, 0.10)
+    widths: Annotated[tuple[Width, ...], Field(min_length=1)] = (0.05, 0.10)
 
 
 class CadenceConfig(Strict):
-    """How often, in images."""
+    """How often, in images. Status lines show means since the last: let `checkpoint` be a multiple of `status`."""
 
     status: Images = 16_384
     snapshot: Images = 8 * 2**20
@@ -122,13 +122,13 @@ class EvaluationConfig(Strict):
 
     samples: Annotated[int, Field(ge=2)] = 5000
     batch: Annotated[int, Field(ge=1)] = 250
-    steps: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4)  # student steps
+    steps: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 4)  # of a student
     ode_steps: Annotated[int, Field(ge=1)] = (
         32  # of Heun and Euler, for a diffusion model and for the teacher of a student
     )
-    middle_time: Positive = 1.1  # t of the second step (sCM appendix G)
-    seeds: tuple[int, ...] = (0,)
-    ema: tuple[Width, ...] = (0.05,)  # relative widths to score
+    middle_time: Annotated[float, Field(gt=0, lt=1.57)] = 1.1  # t of the second step (sCM appendix G)
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    ema: Annotated[tuple[Width, ...], Field(min_length=1)] = (0.05,)  # relative widths to score
     ode_teacher: WeightsFrom | None = None  # whose ODE solutions a student is compared with; None: its own teacher's
     claim_seconds: Positive = 120.0  # a claim without a heartbeat for this long may be taken over
 

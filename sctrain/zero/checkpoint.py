@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sctrain.errors import UserError
+from sctrain.errors import OwnUserError, UserError
 from sctrain.files import write_json
 from sctrain.runs import image_count_name, numbered
 from sctrain.sealed_folder import (
@@ -152,6 +152,11 @@ class Checkpointer:
             self._thread.start()
         return time.perf_counter() - begin
 
+    @property
+    def failed(self) -> bool:
+        """Whether the save under way or the last one has failed on this rank: `wait` will raise."""
+        return self._error is not None
+
     def wait(self) -> None:
         """Return when this rank has nothing left to write; UserError if it failed, older checkpoints are untouched."""
         if self._thread is not None:
@@ -234,7 +239,7 @@ def _explain(error: Exception, final: Path) -> Exception:
     if not isinstance(error, OSError | SafetensorError):
         return error
     mend = "make room or allow writing there, then repeat the command"
-    told = UserError(f"{final} could not be saved ({error}), older checkpoints are untouched: {mend}")
+    told = OwnUserError(f"{final} could not be saved ({error}), older checkpoints are untouched: {mend}")
     told.__cause__ = error
     return told
 

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sctrain.errors import UserError
+from sctrain.errors import OwnUserError, UserError
 from sctrain.zero.checkpoint import Checkpointer, load, read_record
 from sctrain.zero.ema import ShardedPowerEma
 from sctrain.zero.pieces import Piece
@@ -55,7 +55,7 @@ def _load_on_all_ranks(path: Path, wanted: Mapping[str, Piece]) -> Iterator[tupl
     try:
         values = load(path, wanted)
     except UserError as error:
-        refusal = error
+        refusal = OwnUserError(str(error))
     device = next(iter(wanted.values())).local.device
     refused = torch.tensor(float(refusal is not None), device=device)
     dist.all_reduce(refused, op=dist.ReduceOp.MAX)

@@ -15,6 +15,9 @@ from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor
 
 from sctrain.config.schema import RuntimeConfig
+from sctrain.errors import UserError
+
+_PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,13 @@ class World:
         """Join the process group: NCCL where there are GPUs, gloo elsewhere."""
         os.dup2(2, 1)  # DeepSpeed logs to stdout; a training process has nothing to say there
         deepspeed_logger.setLevel("WARNING")
-        local_rank, cuda = int(os.environ["LOCAL_RANK"]), torch.cuda.is_available()
+        if missing := [name for name in _PLACE if name not in os.environ]:
+            raise UserError(f"RANK is set but {missing[0]} is not: start with sctrain, deepspeed or torchrun")
+        local_rank, cuda = int(os.environ["LOCAL_RANK"]), os.environ.get("DS_ACCELERATOR") != "cpu"
         device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
         if cuda:
             torch.cuda.set_device(device)
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or os.environ["WORLD_SIZE"])
         torch.set_num_threads(runtime.threads or max(1, len(os.sched_getaffinity(0)) // local_size))
         _join("nccl" if cuda else "gloo", timedelta(seconds=runtime.timeout_seconds))
         return cls(dist.get_rank(), dist.get_world_size(), device)

@@ -141,7 +141,8 @@ def wait_until(condition, seconds: float = 30) -> None:
 
 def test_background_process_yields_within_and_between_sessions(tmp_path: Path):
     program = (
-        "import os, pathlib, sys; own_session = os.getsid(0) == os.getpid(); group = pathlib.Path('/proc/self/autogroup');"
+        "import os, pathlib, sys; own_session = os.getsid(0) == os.getpid();"
+        "group = pathlib.Path('/proc/self/autogroup');"
         "said = [os.getpriority(os.PRIO_PROCESS, 0), own_session, group.read_text() if group.exists() else 'nice 19'];"
         "pathlib.Path(sys.argv[1]).write_text(repr(said))"
     )
