@@ -46,7 +46,7 @@ def evaluate(run: Path, *, watch: bool, device: str | None = None) -> int:
     update_metrics(worker.run)
     evaluated = 0
     if not run.is_dir():
-        print(f"waiting for {run} to begin", file=sys.stderr, flush=True)
+        say(f"waiting for {run} to begin")
     while True:
         ended = worker.training_ended()  # asked before looking for work: nothing can be published in between
         task = worker.next_task()
