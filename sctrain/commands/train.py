@@ -1,4 +1,4 @@
-"""`sctrain train`: in this process where a launcher has given it a rank, else it starts the local ranks itself."""
+"""`sctrain train`: as a rank where a launcher has made this process one, else it starts the local ranks itself."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ import sys
 import torch
 
 from data_pipeline.dataset import open_dataset
-from launchers.local import free_port, rank_environment, run_ranks
+from launchers.local import run_ranks
 from sctrain.config.deepspeed import derive_batch
 from sctrain.config.loading import dump, load
 from sctrain.config.schema import RunConfig
@@ -25,11 +25,8 @@ def run(args: argparse.Namespace) -> int:
     ranks = planned_ranks(config)
     derive_batch(config, ranks)  # these two refuse before any process starts
     open_dataset(config.data.url, config.data.split)
-    if ranks > 1:
-        debug = ["--debug"] if args.debug else []
-        return run_ranks([sys.executable, "-m", "sctrain", *debug, "train", args.config, *overrides], ranks, os.environ)
-    os.environ.update(rank_environment(0, 1, free_port(), os.environ))
-    return _train(config)
+    debug = ["--debug"] if args.debug else []
+    return run_ranks([sys.executable, "-m", "sctrain", *debug, "train", args.config, *overrides], ranks, os.environ)
 
 
 def planned_ranks(config: RunConfig) -> int:

@@ -33,9 +33,8 @@ def test_run_folder_of_another_configuration(sctrain, short):
 def test_folder_in_use(sctrain, short):
     with (sctrain.folder / short / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "another process" in refused(
-            sctrain, "train", sctrain.config(short, budget_images=4 * STEP), "--ranks", 1
-        )
+        config = sctrain.config(short, budget_images=4 * STEP)
+        assert "another process" in refused(sctrain, "train", config, "--ranks", 2)
 
 
 def test_folder_that_cannot_be_written(sctrain):
@@ -69,6 +68,16 @@ def test_corrupt_checkpoint_names_the_way_back(sctrain, short):
     sentence = refused(sctrain, "train", sctrain.config(run, budget_images=4 * STEP), "--ranks", 1)
     assert shard.name in sentence and "delete the folder" in sentence
     assert newest.is_dir()
+
+
+def test_what_only_another_rank_meets_is_said_too(sctrain):
+    run = "corrupt2"
+    sctrain("train", sctrain.config(run, budget_images=2 * STEP), "--ranks", 2)
+    newest = max((sctrain.folder / run / "checkpoints").iterdir())
+    (newest / "rank-00001.safetensors").write_bytes(b"")
+    err = sctrain("train", sctrain.config(run, budget_images=4 * STEP), "--ranks", 2, code=2).stderr
+    assert "Traceback" not in err
+    assert "sctrain (rank 1): error: " in err and "rank-00001.safetensors" in err and "delete the folder" in err
 
 
 def test_a_run_that_only_skips_stops(sctrain):

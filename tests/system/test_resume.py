@@ -77,6 +77,19 @@ def test_a_stop_signal_saves_and_the_same_command_goes_on(sctrain, uninterrupted
     assert sctrain.losses("stopped") == uninterrupted
 
 
+def test_an_abandoned_future_is_forgotten(sctrain, killed, uninterrupted):
+    """Back to an older checkpoint: what was published after it is not this run's, and is published anew."""
+    run = "rewound"
+    shutil.copytree(sctrain.folder / "whole", sctrain.folder / run)
+    shutil.rmtree(max((sctrain.folder / run / "checkpoints").iterdir()))
+    snapshot = sctrain.folder / run / "snapshots" / f"{20 * STEP:012d}" / "manifest.json"
+    before = snapshot.read_text()
+    sctrain("train", sctrain.config(run, optimizer={"learning_rate": 2e-3}))
+    assert snapshot.read_text() != before
+    assert sctrain.losses(run)[15 * STEP] == uninterrupted[15 * STEP]
+    assert sctrain.losses(run)[20 * STEP] != uninterrupted[20 * STEP]
+
+
 def test_a_finished_run_has_nothing_left_to_do(sctrain, uninterrupted):
     sctrain("train", sctrain.config("whole"))
     assert sctrain.losses("whole") == uninterrupted
