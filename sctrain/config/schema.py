@@ -118,7 +118,7 @@ class GuardConfig(Strict):
 
 
 class EvaluationConfig(Strict):
-    """What a worker does with each published snapshot."""
+    """What a worker does with each published snapshot; the settings it was published with count."""
 
     samples: Annotated[int, Field(ge=2)] = 5000
     batch: Annotated[int, Field(ge=1)] = 250
