@@ -12,7 +12,7 @@ from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.errors import UserError
 from sctrain.processes import ModelSpace
 from sctrain.runs import RunFolder
-from sctrain.snapshots import load_weights, newest
+from sctrain.snapshots import load_weights, newest_images
 
 # The weighting head belongs to one objective; another run starts with a fresh one (sCM section 4.2).
 _WEIGHTING = "weighting."
@@ -26,21 +26,14 @@ def pinned(config: RunConfig) -> RunConfig:
     for key in ("teacher", "start_from"):
         source: WeightsFrom | None = getattr(config, key)
         if source is not None and source.images is None:
-            images = (saved.get(key) or {}).get("images") or _newest_images(source)
+            images = (saved.get(key) or {}).get("images") or newest_images(source.run)
             pins[key] = source.model_copy(update={"images": images})
     return config.model_copy(update=pins)
 
 
-def _newest_images(source: WeightsFrom) -> int:
-    path = newest(RunFolder(source.run).snapshots)
-    if path is None:
-        raise UserError(f"{source.run} has published no snapshot; train it first, or name another run")
-    return int(path.name)
-
-
-def open_split(config: RunConfig, split: str | None = None) -> ShardedDataset:
-    """The data of the run, or another split of them."""
-    return open_dataset(config.data.url, split or config.data.split)
+def open_split(config: RunConfig) -> ShardedDataset:
+    """The data of the run."""
+    return open_dataset(config.data.url, config.data.split)
 
 
 def model_space(config: RunConfig, data: DatasetDescription) -> ModelSpace:

@@ -17,12 +17,13 @@ class Monitor:
 
     def __init__(self, world: World):
         self._world = world
+        self._edges = torch.tensor(_BIN_EDGES, device=world.device)
         self._sums: dict[str, Tensor] = {}
         self._nonfinite = torch.zeros(1, device=world.device)
 
     def add(self, draws: Draws, loss: Loss) -> None:
         """Count one micro-batch."""
-        bins = torch.bucketize(draws.t, torch.tensor(_BIN_EDGES, device=draws.t.device), right=True)
+        bins = torch.bucketize(draws.t, self._edges, right=True)
         per_sample = loss.per_sample.detach()
         self._nonfinite += (~per_sample.isfinite()).sum()
         for name, values in {"loss": per_sample, **loss.diagnostics}.items():

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sctrain.errors import UserError
 from sctrain.power_ema import gamma_from_width, posthoc_coefficients, unexplained
-from sctrain.runs import image_count_name, numbered
+from sctrain.runs import RunFolder, image_count_name, numbered
 from sctrain.sealed_folder import describe_file, flush, partial_folder, read_manifest, seal, verified
 
 MAX_UNEXPLAINED = 0.1  # of the profile's energy
@@ -62,6 +62,14 @@ def newest(folder: Path) -> Path | None:
     """The newest snapshot in `folder`; its name is its count of images."""
     found = numbered(folder)
     return found[-1][1] if found else None
+
+
+def newest_images(run: Path) -> int:
+    """Count of images of the newest snapshot of the run in folder `run`; UserError if it has none."""
+    path = newest(RunFolder(run).snapshots)
+    if path is None:
+        raise UserError(f"{run} has no snapshots; train it first, or name another run")
+    return int(path.name)
 
 
 def read_config(path: Path) -> dict[str, Any]:

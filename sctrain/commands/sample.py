@@ -5,27 +5,22 @@ import argparse
 import torch
 from PIL import Image
 
-from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
-from sctrain.evaluation.generation import Generator, Method
+from sctrain.evaluation.generation import Generator, Method, snapshot_config
 from sctrain.power_ema import MAX_WIDTH
 from sctrain.reporting.console import say
 from sctrain.reporting.grids import image_grid
-from sctrain.runs import RunFolder
-from sctrain.snapshots import newest, read_config
+from sctrain.snapshots import newest_images
 
 
 def run(args: argparse.Namespace) -> int:
     """Consistency models draw in `--steps` evaluations, diffusion models solve their ODE in that many steps of Heun."""
-    snapshots = RunFolder(args.run).snapshots
-    snapshot = newest(snapshots)
-    if snapshot is None:
-        raise UserError(f"{args.run} has published no snapshot; train it first, or name another run")
+    images = newest_images(args.run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    ema = RunConfig.model_validate(read_config(snapshot)).evaluation.ema[0] if args.ema is None else args.ema
+    ema = snapshot_config(args.run, images).evaluation.ema[0] if args.ema is None else args.ema
     if not 0 < ema < MAX_WIDTH:
         raise UserError(f"--ema {ema} is not a relative width between 0 and {MAX_WIDTH:.3f}")
-    generator = Generator.of(args.run, int(snapshot.name), ema, device)
+    generator = Generator.of(args.run, images, ema, device)
     num_classes = len(generator.about.classes)
     if args.label is not None and not 0 <= args.label < num_classes:
         raise UserError(f"--class {args.label} is not one of the {num_classes} classes, 0 to {num_classes - 1}")

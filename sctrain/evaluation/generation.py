@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from data_pipeline.description import DatasetDescription, read_description
 from sctrain.building import model_space, trained_network
 from sctrain.config.schema import RunConfig, WeightsFrom
-from sctrain.errors import UserError
 from sctrain.files import write_bytes
 from sctrain.processes import ModelSpace
 from sctrain.runs import RunFolder, image_count_name
 from sctrain.sampling import consistency_sample, initial_noise, ode_sample, step_times
-from sctrain.snapshots import newest, read_config
+from sctrain.snapshots import newest_images, read_config
 
 
 class Method(NamedTuple):
@@ -110,7 +109,7 @@ def teacher_solutions(teacher: WeightsFrom, seed: int, count: int, folder: Path,
 
     A distance to them is fair only for a student of the same sigma_data and data, which is the caller's affair.
     """
-    images = teacher.images if teacher.images is not None else _newest(teacher.run)
+    images = teacher.images if teacher.images is not None else newest_images(teacher.run)
     steps = snapshot_config(teacher.run, images).evaluation.ode_steps
     identity = f"{teacher.run.resolve()} {images} {teacher.ema} {steps} {seed} {count}"
     path = folder / f"ode-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
@@ -120,10 +119,3 @@ def teacher_solutions(teacher: WeightsFrom, seed: int, count: int, folder: Path,
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(path, save({"x": x}, {"teacher": identity}))
     return x
-
-
-def _newest(run: Path) -> int:
-    found = newest(RunFolder(run).snapshots)
-    if found is None:
-        raise UserError(f"the teacher's run {run} has no snapshots; train it first or name another run")
-    return int(found.name)
