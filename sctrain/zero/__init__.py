@@ -5,6 +5,7 @@ import warnings
 
 import torch
 
-warnings.filterwarnings("ignore", r".*torch\.jit", category=FutureWarning)  # DeepSpeed's, at every start
+# DeepSpeed's own calls: at every start, and (torch >= 2.14) at every collective of every step.
+warnings.filterwarnings("ignore", r".*torch\.(jit|distributed)\..* is deprecated", category=FutureWarning)
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before DeepSpeed looks, and warns that it found no GPU
