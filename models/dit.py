@@ -1,18 +1,19 @@
 """A TrigFlow transformer (DiT family, Peebles & Xie 2023) in the form that sCM needs.
 
 Differences from DiT (sCM section 4.1): c_noise(t) = t through a slow positional embedding; adaptive *double*
-normalisation, y = pnorm(x) * pnorm(scale) + pnorm(shift), in place of adaLN; queries and keys normalised. Every layer
-carries tangents.
+normalisation, y = pnorm(x) * pnorm(scale) + pnorm(shift), in place of adaLN; queries and keys normalised.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import attention
-from models.layers import ConditionEmbedding, Linear, WeightingHead, pixel_norm, scale_shift, silu
+from models.execution import Execution
+from models.layers import ConditionEmbedding, WeightingHead, pixel_norm
 
 
 @dataclass(frozen=True)
@@ -40,26 +41,26 @@ class AdaptiveDoubleNorm(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.modulation = Linear(width, 2 * width)
+        self.modulation = nn.Linear(width, 2 * width)
         nn.init.normal_(self.modulation.weight, std=0.02)
         with torch.no_grad():  # of unit size: pnorm of a small vector would magnify its change with t
             self.modulation.bias.copy_(torch.cat([torch.ones(width), torch.randn(width)]))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         scale, shift = self.modulation(condition)[:, None].chunk(2, dim=-1)
-        return scale_shift(pixel_norm(x), pixel_norm(scale), pixel_norm(shift))
+        return torch.addcmul(pixel_norm(shift), pixel_norm(x), pixel_norm(scale))
 
 
 class Block(nn.Module):
     """Self-attention and an MLP, each behind an adaptive double normalisation and a learned gate."""
 
-    def __init__(self, options: DiTOptions):
+    def __init__(self, options: DiTOptions, execution: Execution):
         super().__init__()
         width, hidden = options.width, int(options.width * options.mlp_ratio)
-        self.heads = options.heads
+        self.heads, self.execution = options.heads, execution
         self.attention_norm, self.mlp_norm = AdaptiveDoubleNorm(width), AdaptiveDoubleNorm(width)
-        self.qkv, self.project = Linear(width, 3 * width), Linear(width, width)
-        self.up, self.down = Linear(width, hidden), Linear(hidden, width)
+        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.dropout = nn.Dropout(options.dropout)
         for branch in (self.project, self.down):
             nn.init.zeros_(branch.weight)
@@ -68,30 +69,32 @@ class Block(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         B, N, W = x.shape
         q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, W // self.heads).permute(2, 0, 3, 1, 4)  # (B, H, N, D)
-        mixed = attention(pixel_norm(q), pixel_norm(k), v)
+        mixed = attention(pixel_norm(q), pixel_norm(k), v, self.execution.attention)
         return self.project(mixed.transpose(1, 2).reshape(B, N, W))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         x = x + self.attend(self.attention_norm(x, condition))
-        return x + self.down(self.dropout(silu(self.up(self.mlp_norm(x, condition)))))
+        return x + self.down(self.dropout(F.silu(self.up(self.mlp_norm(x, condition)))))
 
 
 class DiT(nn.Module):
     """F(u, t, label) and w(t). `u` is x_t / sigma_data, of unit variance."""
 
-    def __init__(self, options: DiTOptions, channels: int, height: int, width: int, num_classes: int):
+    def __init__(
+        self, options: DiTOptions, channels: int, height: int, width: int, num_classes: int, execution: Execution
+    ):
         super().__init__()
         patch = options.patch_size
         if height % patch or width % patch:
             raise ValueError(f"network.patch_size {patch} does not divide images of {height}x{width}")
         if options.width % (4 * options.heads):
             raise ValueError(f"network.width {options.width} is not a multiple of 4 x network.heads ({options.heads})")
-        self.patch, self.grid = patch, (height // patch, width // patch)
-        self.embed = Linear(channels * patch * patch, options.width)
+        self.patch, self.grid, self.execution = patch, (height // patch, width // patch), execution
+        self.embed = nn.Linear(channels * patch * patch, options.width)
         self.condition = ConditionEmbedding(options.width, num_classes)
-        self.blocks = nn.ModuleList(Block(options) for _ in range(options.depth))
+        self.blocks = nn.ModuleList(Block(options, execution) for _ in range(options.depth))
         self.norm = AdaptiveDoubleNorm(options.width)
-        self.head = Linear(options.width, channels * patch * patch)
+        self.head = nn.Linear(options.width, channels * patch * patch)
         self.weighting = WeightingHead(options.width)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -99,14 +102,14 @@ class DiT(nn.Module):
     def forward(self, u: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W), (B,) in [0, pi/2], (B,) -> F (B, C, H, W) and log-weight (B,), in the dtype of `u`.
 
-        The weights' dtype rules inside; times stay in the dtype of `t` until they are embedded.
+        The weights' dtype rules inside; what depends on t alone keeps the dtype of `t`.
         """
         dtype = self.head.weight.dtype
         x = self.embed(self.to_tokens(u).to(dtype))
-        x = x + grid_embedding(self.grid, x.shape[-1], x.device).to(dtype)
-        condition = self.condition(t, labels)
+        x = x + grid_embedding(self.grid, x.shape[-1], u.device).to(dtype)
+        condition = self.condition(t, labels).to(dtype)
         for block in self.blocks:
-            x = block(x, condition)
+            x = self.execution.run(block, x, condition)
         value = self.from_tokens(self.head(self.norm(x, condition)))
         return value.to(u.dtype), self.weighting(t)
 

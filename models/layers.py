@@ -1,67 +1,61 @@
-"""Layers with exact, unrecorded tangents (see tangent.py). `t_` names a tangent; B batch, N tokens, W width."""
+"""Layers that the project's networks share. B batch, N tokens, W width."""
 
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from models.tangent import add_products, carried
+from models.tangent.dual import Dual, rule, value_of
 
 _EPS = 1e-6
 
 
-def _linear_rule(_, primals, tangents):
-    return F.linear(tangents[0], primals[1])
+def pixel_norm(x: Tensor) -> Tensor:
+    """x / rms(x) over the last dimension, without parameters: the `pnorm` of sCM section 4.1."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(pixel_norm, (x,), x)
+    return _PixelNorm.apply(x)[0]
 
 
-_linear = carried(F.linear, _linear_rule)
+class _PixelNorm(torch.autograd.Function):
+    """Returns y and 1 / rms(x). Keeping these two is all that the gradient and the tangent need."""
+
+    @staticmethod
+    def forward(x):
+        wide = torch.promote_types(x.dtype, torch.float32)
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square().div(x.shape[-1])
+        inverse_rms = (square + _EPS).rsqrt()
+        return (x * inverse_rms).to(x.dtype), inverse_rms
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*output)
+        ctx.save_for_forward(*output)
+
+    @staticmethod
+    def backward(ctx, g_y, _):
+        return _off_radius(g_y, *ctx.saved_tensors)
+
+    @staticmethod
+    def jvp(ctx, t_x):
+        return _off_radius(t_x, *ctx.saved_tensors), None
 
 
-class Linear(nn.Linear):
-    """`nn.Linear` on dual tensors. The parameters themselves carry no tangent."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return _linear(input, self.weight, self.bias) if self.bias is not None else _linear(input, self.weight)
-
-
-def _silu_rule(_, primals, tangents):
-    gate = torch.sigmoid(primals[0])
-    return tangents[0] * (gate * (1 + primals[0] * (1 - gate)))
+def _off_radius(direction: Tensor, y: Tensor, inverse_rms: Tensor) -> Tensor:
+    """(d - y mean(y d)) / rms: d through the Jacobian of pixel_norm, which is symmetric: gradient and tangent alike."""
+    along = (y * direction).mean(-1, keepdim=True)
+    return torch.addcmul(direction, y, along, value=-1) * inverse_rms
 
 
-silu = carried(F.silu, _silu_rule)
-
-
-def _inverse_rms(x: Tensor) -> Tensor:
-    return torch.rsqrt(x.square().mean(-1, keepdim=True) + _EPS)
-
-
-def _pixel_norm_value(x: Tensor) -> Tensor:
-    return x * _inverse_rms(x)
-
-
-def _pixel_norm_rule(y, primals, tangents):
-    (x,), (t_x,) = primals, tangents
-    return _inverse_rms(x) * (t_x - y * (y * t_x).mean(-1, keepdim=True))
-
-
-# x / rms(x) over the last dimension: the `pnorm` of sCM section 4.1, without parameters.
-pixel_norm = carried(_pixel_norm_value, _pixel_norm_rule)
-
-
-def _scale_shift_value(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return torch.addcmul(shift, x, scale)
-
-
-def _scale_shift_rule(_, primals, tangents):
-    (x, scale, _), (t_x, t_scale, t_shift) = primals, tangents
-    product = add_products((t_x, scale), (x, t_scale))
-    return product if t_shift is None else product + t_shift
-
-
-# x * scale + shift, broadcast; every operand may carry a tangent.
-scale_shift = carried(_scale_shift_value, _scale_shift_rule)
+@rule("pixel_norm")
+def _pixel_norm(function, args, kwargs):
+    x = args[0]
+    y, inverse_rms = _PixelNorm.apply(x.value)
+    with torch.no_grad():
+        return Dual(y, _off_radius(x.tangent, y, inverse_rms))
 
 
 class PositionalEmbedding(nn.Module):
@@ -82,8 +76,15 @@ class PositionalEmbedding(nn.Module):
         return math.sqrt(2) * torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+class WideLinear(nn.Linear):
+    """Computes in its input's dtype, whatever that of the weights: what depends on t alone stays in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
+
+
 class ConditionEmbedding(nn.Module):
-    """Time and class (and later the guidance scale) to one vector per sample: (B,), (B,) -> (B, W).
+    """Time and class (and later the guidance scale) to one vector per sample, in the dtype of t: (B,), (B,) -> (B, W).
 
     Label `num_classes` means "no class": what label dropout trains and guidance uses.
     """
@@ -91,26 +92,24 @@ class ConditionEmbedding(nn.Module):
     def __init__(self, width: int, num_classes: int):
         super().__init__()
         self.time = PositionalEmbedding(width)
-        self.hidden = Linear(width, width)
-        self.out = Linear(width, width)
+        self.hidden = WideLinear(width, width)
+        self.out = WideLinear(width, width)
         self.label = nn.Embedding(num_classes + 1, width)
         nn.init.normal_(self.label.weight, std=0.5)
 
     def forward(self, t: Tensor, labels: Tensor) -> Tensor:
-        time = self.time(t).to(self.hidden.weight.dtype)
-        return silu(self.out(silu(self.hidden(time))) + self.label(labels))
+        return F.silu(self.out(F.silu(self.hidden(self.time(t)))) + self.label(labels))
 
 
 class WeightingHead(nn.Module):
-    """w(t) of the adaptive weighting e^w L - w (sCM section 4.2), zero at first: (B,) -> (B,) in float32 or better."""
+    """w(t) of the adaptive weighting e^w L - w (sCM section 4.2), zero at first: (B,) -> (B,), in the dtype of t."""
 
     def __init__(self, width: int):
         super().__init__()
         self.time = PositionalEmbedding(width)
-        self.out = Linear(width, 1)
+        self.out = WideLinear(width, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, t: Tensor) -> Tensor:
-        features = self.time(t)
-        return self.out(features.to(self.out.weight.dtype)).squeeze(-1).to(t.dtype)
+        return self.out(self.time(value_of(t))).squeeze(-1)  # nobody asks for its tangent

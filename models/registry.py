@@ -3,12 +3,20 @@
 from torch import nn
 
 from models.dit import DiT, DiTOptions
+from models.execution import Execution
 
 NetworkOptions = DiTOptions  # a union, told apart by `name`, once there are more families
 
 _FAMILIES: dict[type, type[nn.Module]] = {DiTOptions: DiT}
 
 
-def build_network(options: NetworkOptions, channels: int, height: int, width: int, num_classes: int) -> nn.Module:
+def build_network(
+    options: NetworkOptions,
+    channels: int,
+    height: int,
+    width: int,
+    num_classes: int,
+    execution: Execution = Execution(),  # noqa: B008  (frozen)
+) -> nn.Module:
     """The named network for images of (channels, height, width). ValueError where the options do not fit them."""
-    return _FAMILIES[type(options)](options, channels, height, width, num_classes)
+    return _FAMILIES[type(options)](options, channels, height, width, num_classes, execution)

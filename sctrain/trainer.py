@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from data_pipeline.loader import stream
-from models.tangent import TANGENT_ENGINES
+from models.tangent.engines import TANGENT_ENGINES
 from sctrain import building
 from sctrain.config.deepspeed import deepspeed_config, derive_batch
 from sctrain.config.schema import ContinuousObjective, RunConfig

@@ -36,4 +36,4 @@ def test_bf16(two_ranks):
 def test_without_the_hooks_mend_tangents_do_not_pass():
     """The mutation: if this passes through unpatched hooks, DeepSpeed changed and `carry_tangents` may go."""
     for result in run_world(PROGRAMS / "zero_tangents.py", 2, "unpatched"):
-        assert "jvp" in result["error"]
+        assert "lose its tangent" in result["error"]

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from gaussian import Gaussian
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.dit import DiTOptions
 from models.registry import build_network
-from models.tangent import finite_difference, value_and_tangent
+from models.tangent.engines import finite_difference, single_pass
 from sctrain.objectives.base import Batch, Draws, Networks, Progress
 from sctrain.objectives.continuous import ContinuousConsistency, consistency_tangent, normalized
 from sctrain.objectives.diffusion import TrigFlowDiffusion
@@ -76,14 +77,15 @@ def rearranged_and_plain(sigma_data: float, tangents_of_paper: bool = False):
     direction = (per_sample(cos_sin, x_t) * dx_dt / sigma_data, cos_sin)
     if tangents_of_paper:  # as printed, for a network that is fed x_t / sigma_d
         direction = (per_sample(cos_sin, x_t) * dx_dt, cos_sin * sigma_data)
-    (F, _), t_F = value_and_tangent(network, (x_t / sigma_data, t), direction, draws.labels)
+    (F, _), t_F = single_pass(network, (x_t / sigma_data, t), direction, draws.labels)
     F = F.detach()
     g = consistency_tangent(x_t, dx_dt, F, t_F, t, 1.0, sigma_data)
 
     def f(x, time):
         return denoise(x, network(x / sigma_data, time, draws.labels)[0], time, sigma_data)
 
-    _, df_dt = torch.func.jvp(f, (x_t, t), (dx_dt, torch.ones_like(t)))
+    with sdpa_kernel(SDPBackend.MATH):  # the only one with a forward mode
+        _, df_dt = torch.func.jvp(f, (x_t, t), (dx_dt, torch.ones_like(t)))
     return g, per_sample(t.cos(), x_t) * df_dt.detach(), (F, dx_dt, x_t, t)
 
 
@@ -105,7 +107,7 @@ def test_printed_tangents_of_the_paper_fail_unless_sigma_data_is_one():
 def test_scd_fed_the_conditional_velocity_is_sct():
     sigma_data, network, draws = 0.5, small_network(), some_draws(0.5)
     v = velocity(draws.x0, draws.z, draws.t) / sigma_data
-    networks = Networks(network, value_and_tangent, teacher=lambda u, t, labels: (v, torch.zeros_like(t)))
+    networks = Networks(network, single_pass, teacher=lambda u, t, labels: (v, torch.zeros_like(t)))
     losses = [consistency(sigma_data, distill).loss(draws, networks) for distill in (True, False)]
     torch.testing.assert_close(losses[0].per_sample, losses[1].per_sample, rtol=1e-12, atol=0)
     gradients = [torch.autograd.grad(loss.per_sample.mean(), list(network.parameters())) for loss in losses]
@@ -118,12 +120,12 @@ def test_finite_differences_follow_the_same_direction(distill):
     """For sCD that is the teacher's velocity: a difference along the data-noise path would be another tangent."""
     network, draws, teacher = small_network(), some_draws(0.5), small_network()
     norms = []
-    for engine in (value_and_tangent, finite_difference):
+    for engine in (single_pass, finite_difference):
         loss = consistency(0.5, distill).loss(draws, Networks(network, engine, teacher))
         norms.append((loss.per_sample.detach(), loss.diagnostics["tangent_norm"], loss.diagnostics["tangent_ratio"]))
     for exact, difference in zip(*norms, strict=True):
         torch.testing.assert_close(difference, exact, rtol=2e-5, atol=0)
-    other = consistency(0.5, not distill).loss(draws, Networks(network, value_and_tangent, teacher))
+    other = consistency(0.5, not distill).loss(draws, Networks(network, single_pass, teacher))
     assert (other.diagnostics["tangent_ratio"] / norms[0][2] - 1).abs().max() > 0.01
 
 
@@ -132,7 +134,7 @@ def test_tangent_vanishes_at_the_exact_consistency_function(sigma_data):
     gaussian = Gaussian.example(sigma_data)
     draws = some_draws(sigma_data, shape=gaussian.mean.shape)
     draws = replace(draws, x0=gaussian.sample(B, torch.Generator().manual_seed(1)))
-    networks = Networks(gaussian.student, value_and_tangent, gaussian.teacher)
+    networks = Networks(gaussian.student, single_pass, gaussian.teacher)
     loss = consistency(sigma_data, distill=True).loss(draws, networks)
     assert loss.diagnostics["tangent_norm"].max() < 1e-10
     for broken in (0.0, 0.9):  # warm-up, or a dropped factor in the tangent, must not vanish
@@ -149,7 +151,7 @@ def test_mean_conditional_tangent_vanishes_at_the_exact_consistency_function():
     t = torch.full((count,), 0.7, dtype=torch.float64)
     x_t, dx_dt, cos_sin = diffuse(x0, z, t), velocity(x0, z, t), t.cos() * t.sin()
     direction = (per_sample(cos_sin, x0) * dx_dt / 0.5, cos_sin)
-    (F, _), t_F = value_and_tangent(gaussian.student, (x_t / 0.5, t), direction, torch.zeros(count))
+    (F, _), t_F = single_pass(gaussian.student, (x_t / 0.5, t), direction, torch.zeros(count))
     tangent = consistency_tangent(x_t, dx_dt, F, t_F, t, 1.0, 0.5)
     error = tangent.std(0) / count**0.5
     assert ((tangent.mean(0) / error).abs() < 4).all()
@@ -168,7 +170,7 @@ def test_loss_moves_the_network_along_the_tangent():
     network, draws, seen = small_network(), some_draws(0.5), []
 
     def engine(*arguments):
-        (F, w), t_F = value_and_tangent(*arguments)
+        (F, w), t_F = single_pass(*arguments)
         F.retain_grad()
         seen.append((F, w, t_F))
         return (F, w), t_F
@@ -194,7 +196,7 @@ def test_diffusion_loss_is_least_at_the_conditional_velocity():
 
     def loss(scale):
         network = lambda u, t, labels: (scale * gaussian.teacher(u, t, labels)[0], torch.zeros_like(t))  # noqa: E731
-        return objective.loss(draws, Networks(network, value_and_tangent)).per_sample.mean()
+        return objective.loss(draws, Networks(network, single_pass)).per_sample.mean()
 
     assert loss(1.0) < loss(0.95) and loss(1.0) < loss(1.05)
 
@@ -204,11 +206,9 @@ def test_adaptive_weight_balances_the_loss():
     draws = some_draws(0.5)
     constant = torch.randn_like(draws.x0)
     objective = TrigFlowDiffusion(0.5, 10, -1.0, 1.4, 0.0)
-    error = objective.loss(
-        draws, Networks(lambda u, t, y: (constant, torch.zeros_like(t)), value_and_tangent)
-    ).per_sample
+    error = objective.loss(draws, Networks(lambda u, t, y: (constant, torch.zeros_like(t)), single_pass)).per_sample
     w = (-error.log()).requires_grad_()
-    loss = objective.loss(draws, Networks(lambda u, t, y: (constant, w), value_and_tangent)).per_sample
+    loss = objective.loss(draws, Networks(lambda u, t, y: (constant, w), single_pass)).per_sample
     (gradient,) = torch.autograd.grad(loss.sum(), w)
     assert gradient.abs().max() < 1e-12
 
@@ -227,5 +227,5 @@ def test_draws_and_losses_do_not_depend_on_the_split():
     for name in ("x0", "z", "t", "labels"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(half, name) for half in halves])), name
     network = small_network().float()
-    loss = [objective.loss(draws, Networks(network, value_and_tangent)).per_sample for draws in (whole, *halves)]
+    loss = [objective.loss(draws, Networks(network, single_pass)).per_sample for draws in (whole, *halves)]
     torch.testing.assert_close(loss[0], torch.cat(loss[1:]), rtol=2e-5, atol=1e-6)

@@ -12,7 +12,7 @@ from deepspeed.utils import safe_get_full_grad
 
 from models.dit import DiTOptions
 from models.registry import build_network
-from models.tangent import finite_difference, value_and_tangent
+from models.tangent.engines import finite_difference, single_pass
 from sctrain.config.schema import OptimizerConfig
 from sctrain.objectives.base import Draws, Networks
 from sctrain.objectives.continuous import ContinuousConsistency
@@ -78,13 +78,13 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)).item()
 
 
-def compare(world, name: str, accumulation: int = 1, tangent=value_and_tangent) -> dict[str, float]:
+def compare(world, name: str, accumulation: int = 1, tangent=single_pass) -> dict[str, float]:
     """Worst relative errors over three optimizer steps."""
     objective, reference, teacher = OBJECTIVES[name], network(1), network(2)
     config = zero_config(world, accumulation, bf16=False)
     student = StudentEngine(network(1), OptimizerConfig(eps=EPS), config)
     networks = Networks(student, tangent, FrozenEngine(network(2), config))
-    plain = Networks(reference, value_and_tangent, teacher.requires_grad_(False))
+    plain = Networks(reference, single_pass, teacher.requires_grad_(False))
     adam = torch.optim.Adam(reference.parameters(), lr=RATE, betas=(0.9, 0.99), eps=EPS)
     worst = {"loss": 0.0, "tangent_norm": 0.0, "gradient": 0.0}
     for step in range(3):
@@ -115,7 +115,7 @@ def compare(world, name: str, accumulation: int = 1, tangent=value_and_tangent) 
 def skipped(world) -> dict:
     """A non-finite gradient on one rank: no rank's weights move, and the step says so."""
     student = StudentEngine(network(1), OptimizerConfig(), zero_config(world, 1, bf16=False))
-    networks = Networks(student, value_and_tangent)
+    networks = Networks(student, single_pass)
     mine = part(draws(0), world.rank, world.size)
     before = OBJECTIVES["sct"].loss(mine, networks).per_sample.detach()
     loss = OBJECTIVES["sct"].loss(mine, networks).per_sample.mean()
@@ -129,12 +129,12 @@ def bf16(world) -> dict:
     """Weights in bf16: the run moves, and the value of the loss stays near the one in float32."""
     student = StudentEngine(network(1), OptimizerConfig(), zero_config(world, 1, bf16=True))
     mine = part(draws(0), world.rank, world.size)
-    loss = OBJECTIVES["trigflow"].loss(mine, Networks(student, value_and_tangent)).per_sample
-    expected = OBJECTIVES["trigflow"].loss(mine, Networks(network(1), value_and_tangent)).per_sample
+    loss = OBJECTIVES["trigflow"].loss(mine, Networks(student, single_pass)).per_sample
+    expected = OBJECTIVES["trigflow"].loss(mine, Networks(network(1), single_pass)).per_sample
     student.backward(loss.mean())
-    sct = OBJECTIVES["sct"].loss(mine, Networks(student, value_and_tangent))
+    sct = OBJECTIVES["sct"].loss(mine, Networks(student, single_pass))
     student.step(RATE)
-    moved = OBJECTIVES["trigflow"].loss(mine, Networks(student, value_and_tangent)).per_sample
+    moved = OBJECTIVES["trigflow"].loss(mine, Networks(student, single_pass)).per_sample
     return {
         "error": relative(loss, expected),
         "dtype": str(loss.dtype),

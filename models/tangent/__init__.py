@@ -1,0 +1,1 @@
+"""Exact tangents beside values: see docs/tangents.md."""
