@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from data_pipeline.description import DatasetDescription
 from data_pipeline.loader import ShardedDataset, open_dataset
+from models.execution import Execution
 from models.registry import build_network
 from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.errors import UserError
@@ -49,7 +50,8 @@ def model_space(config: RunConfig, data: DatasetDescription) -> ModelSpace:
 def fresh_network(config: RunConfig, data: DatasetDescription) -> nn.Module:
     """The configured network for these data, with weights from the global random state."""
     try:
-        return build_network(config.network, data.channels, data.height, data.width, len(data.classes))
+        execution = Execution(config.compute.attention, config.compute.checkpointing)
+        return build_network(config.network, data.channels, data.height, data.width, len(data.classes), execution)
     except ValueError as error:
         raise UserError(str(error)) from error
 

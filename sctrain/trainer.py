@@ -7,10 +7,10 @@ from functools import partial
 import torch
 
 from data_pipeline.loader import stream
-from models.tangent.engines import TANGENT_ENGINES
+from models.tangent.engines import tangent_engine
 from sctrain import building
 from sctrain.config.deepspeed import deepspeed_config, derive_batch
-from sctrain.config.schema import ContinuousObjective, RunConfig
+from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.monitor import Monitor
 from sctrain.objectives import build_objective
@@ -23,7 +23,6 @@ from sctrain.schedules import learning_rate
 from sctrain.signals import StopRequest
 from sctrain.zero.ema import ShardedPowerEma
 from sctrain.zero.engine import FrozenEngine, StepResult, StudentEngine
-from sctrain.zero.shards import Shards
 from sctrain.zero.world import World
 
 EXIT_STOPPED = 75  # by a signal, after a checkpoint: the same command goes on
@@ -51,10 +50,9 @@ class Trainer:
         self.space = building.model_space(config, data)
         self.objective = build_objective(config.objective, config.sigma_data, len(data.classes))
         self.student, self.networks = self._networks()
-        self.shards = Shards(self.student.module)
-        self.ema = ShardedPowerEma(self.shards, config.ema.widths)
+        self.ema = ShardedPowerEma(self.student.shards, config.ema.widths)
         self.monitor = Monitor(world)
-        self.state = RunState(config, world, lock, self.dataset.index.fingerprint, self.shards, self.ema)
+        self.state = RunState(config, world, lock, self.dataset.index.fingerprint, self.student.shards, self.ema)
         self.record = self.state.resume()
         self.batches = self._stream()
         self.scalars = ScalarWriter(self.state.folder, self.images, enabled=world.is_main)
@@ -77,11 +75,9 @@ class Trainer:
             building.load_into(network, weights, source.run, keep_weighting=False)
         student, teacher = StudentEngine(network, config.optimizer, zero), None
         if config.teacher is not None:
-            teacher = FrozenEngine(building.trained_network(config, data, config.teacher), zero)
-        engine = "single_pass"
-        if isinstance(config.objective, ContinuousObjective):
-            engine = config.objective.tangent_engine
-        return student, Networks(student, TANGENT_ENGINES[engine], teacher)
+            teacher = FrozenEngine(building.trained_network(config, data, config.teacher), zero, self.world.device)
+        wide = torch.float32 if config.compute.tangent_precision == "fp32" else None
+        return student, Networks(student, tangent_engine(config.compute.tangent_engine, wide), teacher)
 
     def _stream(self):
         config, (micro, _) = self.config, derive_batch(self.config, self.world.size)

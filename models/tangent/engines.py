@@ -9,11 +9,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.tangent.dual import Dual, value_of
+from models.tangent.precision import tangent_precision
 from models.tangent.randomness import RandomState
 
 Result = tuple[tuple[Tensor, ...], Tensor]
@@ -54,3 +56,13 @@ def finite_difference(
 
 
 TANGENT_ENGINES = {"single_pass": single_pass, "two_pass": two_pass, "finite_difference": finite_difference}
+
+
+def tangent_engine(name: str, least: torch.dtype | None = None) -> Callable[..., Result]:
+    """An engine by name; its tangents have at least that precision, None: the values'."""
+
+    def engine(*arguments: Any) -> Result:
+        with tangent_precision(least):
+            return TANGENT_ENGINES[name](*arguments)
+
+    return engine

@@ -9,6 +9,7 @@ def check(config: RunConfig) -> None:
     """UserError for the first contradiction; it names the keys and the mend."""
     _check_teacher(config)
     _check_counts(config)
+    _check_compute(config)
     refuse_contradictions(config.deepspeed)
 
 
@@ -31,4 +32,12 @@ def _check_counts(config: RunConfig) -> None:
         raise UserError(
             f"'objective.tangent_warmup_images' ({objective.tangent_warmup_images}) exceeds 'budget_images' "
             f"({config.budget_images}); shorten the warm-up or raise the budget"
+        )
+
+
+def _check_compute(config: RunConfig) -> None:
+    if config.precision == "bf16" and config.compute.tangent_engine == "finite_difference":
+        raise UserError(
+            "'compute.tangent_engine' finite_difference subtracts values that bf16 rounds to noise; "
+            "set 'precision' to fp32, or the engine to single_pass"
         )

@@ -26,12 +26,12 @@ _DECIDED_ELSEWHERE = {
     "amp": "precision",
     "torch_autocast": "precision",
 }
-# DeepSpeed's key -> the only value that this trainer works with, and why.
+# DeepSpeed's key -> the values that this trainer works with, and why.
 _FIXED = {
-    "zero_optimization.stage": (3, "weights, EMA and checkpoints are kept as ZeRO-3 shards"),
-    "zero_optimization.memory_efficient_linear": (False, "that linear layer passes no tangents"),
-    "zero_optimization.offload_optimizer": (None, "EMA and checkpoints do not follow offloaded shards yet"),
-    "zero_optimization.offload_param": (None, "EMA and checkpoints do not follow offloaded shards yet"),
+    "zero_optimization.stage": ((3, 0), "EMA and checkpoints do not follow the fragments of stages 1 and 2"),
+    "zero_optimization.memory_efficient_linear": ((False,), "that linear layer passes no tangents"),
+    "zero_optimization.offload_optimizer": ((), "EMA and checkpoints do not follow offloaded shards yet"),
+    "zero_optimization.offload_param": ((), "EMA and checkpoints do not follow offloaded shards yet"),
 }
 
 
@@ -79,9 +79,10 @@ def refuse_contradictions(given: Mapping[str, Any]) -> None:
     for key, ours in _DECIDED_ELSEWHERE.items():
         if _lookup(given, key) is not None:
             raise UserError(f"'deepspeed.{key}' is decided by '{ours}'; remove it and set '{ours}' instead")
-    for key, (value, reason) in _FIXED.items():
-        if _lookup(given, key) not in (None, value):
-            demand = "is not supported" if value is None else f"must be {str(value).lower()}"
+    for key, (values, reason) in _FIXED.items():
+        if _lookup(given, key) not in (None, *values):
+            allowed = " or ".join(str(value).lower() for value in values)
+            demand = f"must be {allowed}" if values else "is not supported"
             raise UserError(f"'deepspeed.{key}' {demand} ({reason}); remove it")
 
 

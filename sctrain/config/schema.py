@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from models.attention import Backend
 from models.registry import NetworkOptions
 from sctrain.config.units import parse_count
 
@@ -62,7 +63,6 @@ class ContinuousObjective(Strict):
     tangent_normalization: Literal["l2", "rms"] = "l2"  # which norm `tangent_constant` is compared with
     tangent_constant: Annotated[float, Field(ge=0)] = 0.1  # c in g / (||g|| + c)
     tangent_warmup_images: Images = 0  # r rises linearly from 0 to 1 over these
-    tangent_engine: Literal["single_pass", "finite_difference"] = "single_pass"
 
 
 Objective = Annotated[DiffusionObjective | ContinuousObjective, Field(discriminator="name")]
@@ -133,6 +133,15 @@ class EvaluationConfig(Strict):
     claim_seconds: Positive = 120.0  # a claim without a heartbeat for this long may be taken over
 
 
+class ComputeConfig(Strict):
+    """How the mathematics is evaluated: cost and rounding depend on it, the objective does not."""
+
+    tangent_engine: Literal["single_pass", "two_pass", "finite_difference"] = "single_pass"
+    tangent_precision: Literal["value", "fp32"] = "value"  # fp32: tangents are wider than the values of a bf16 run
+    attention: Backend = "auto"  # how attention with tangents is computed; auto: triton on a GPU, else blocked
+    checkpointing: bool = False  # keep the blocks' inputs alone, and evaluate the blocks again in backward
+
+
 class RuntimeConfig(Strict):
     """How a run sits on the machine."""
 
@@ -156,7 +165,8 @@ class RunConfig(Strict):
     batch: BatchConfig
     budget_images: Images
     optimizer: OptimizerConfig = OptimizerConfig()
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"  # of weights and activations; masters, moments and EMA are fp32
+    compute: ComputeConfig = ComputeConfig()
     ema: EmaConfig = EmaConfig()
     cadence: CadenceConfig = CadenceConfig()
     guard: GuardConfig = GuardConfig()

@@ -46,7 +46,7 @@ class Draws:
 # F and w of a network at (u, t, labels), u = x_t / sigma_data.
 Network = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 # (F, w) with their graph and dF without: (network, (u, t), (t_u, t_t), labels) -> ((F, w), t_F).
-TangentEngine = Callable[..., tuple[tuple[Tensor, Tensor], Tensor]]
+TangentEngine = Callable[..., tuple[tuple[Tensor, ...], Tensor]]
 
 
 @dataclass(frozen=True)

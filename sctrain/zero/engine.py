@@ -1,8 +1,10 @@
-"""ZeRO-3 engines: the student with its optimizer, and frozen networks (teachers) as engines without one."""
+"""Engines: the student with its optimizer, and frozen networks (teachers). ZeRO-3 partitions them, ZeRO-0 copies."""
 
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sctrain.config.schema import OptimizerConfig
-from sctrain.zero.hooks import carry_tangents
+from sctrain.zero.internals import Zero3, carry_tangents
+from sctrain.zero.shards import PartitionedShards, ReplicatedShards, Shards
 
 _OPTIMIZERS = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam}
 
@@ -25,44 +28,72 @@ class StepResult:
 
 
 class StudentEngine:
-    """A network whose parameters, gradients, moments and fp32 masters are sharded over all ranks."""
+    """A network whose gradients are averaged over all ranks; ZeRO-3 partitions all there is of it."""
 
     def __init__(self, network: nn.Module, optimizer: OptimizerConfig, config: dict[str, Any]):
         make = _OPTIMIZERS[optimizer.name]
-        # ZeRO-3 replaces the parameters of this optimizer by its flat fp32 shards.
-        self._optimizer = make(
-            network.parameters(), lr=optimizer.learning_rate, betas=optimizer.betas, eps=optimizer.eps
-        )
-        self._engine, *_ = deepspeed.initialize(model=network, optimizer=self._optimizer, config=copy.deepcopy(config))
-        self.module = network  # its parameters are partitioned now
-        carry_tangents(network)
+        inner = make(network.parameters(), lr=optimizer.learning_rate, betas=optimizer.betas, eps=optimizer.eps)
+        # DeepSpeed replaces the optimizer's parameters by fp32 masters, unless they are that already.
+        self._engine, *_ = deepspeed.initialize(model=network, optimizer=inner, config=copy.deepcopy(config))
+        self.module, self._optimizer = network, inner
+        self._zero3 = Zero3(network) if stage(config) == 3 else None
+        if self._zero3 is not None:
+            carry_tangents(network)
+            self.shards: Shards = PartitionedShards(network)
+        else:
+            inner.state.clear()  # DeepSpeed may have taken a step of zero gradient, which would count
+            self.shards = ReplicatedShards(network, inner)
+        self._accept: Callable[[float], bool] = lambda norm: True
+        self._verdict: bool | None = True  # None while a step is to be judged
+        self._norm, self._step_optimizer = math.nan, inner.step
+        inner.step = self._step_if_accepted
 
-    def __call__(self, u: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return self._engine(u, t, labels)
+    def __call__(self, *inputs: Tensor) -> Any:
+        return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of the mean loss of one micro-batch."""
         self._engine.backward(loss)
 
-    def step(self, learning_rate: float) -> StepResult | None:
-        """To be called after every micro-batch: None while accumulating, else the result of the optimizer step."""
+    def step(self, learning_rate: float, accept: Callable[[float], bool] = lambda norm: True) -> StepResult | None:
+        """To be called after every micro-batch: None while accumulating, else the result of the optimizer step.
+
+        The step is dropped, on all ranks, if the gradient's norm is not finite or `accept(norm)` says so.
+        """
         boundary = self._engine.is_gradient_accumulation_boundary()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
+        self._verdict, self._accept, self._norm = None, accept, math.nan
+        if boundary and self._zero3 is None:
+            gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+            self._norm = torch.nn.utils.get_total_norm(gradients).item()
         self._engine.step()
-        if not boundary:
-            return None
-        norm = self._engine.get_global_grad_norm()
-        return StepResult(self._engine.was_step_applied(), float("nan") if norm is None else float(norm))
+        applied, self._verdict = bool(self._verdict), True
+        return StepResult(applied, self._norm) if boundary else None
+
+    def _step_if_accepted(self, *arguments: Any) -> Any:
+        """In place of the optimizer's own step, which DeepSpeed calls once, or in ZeRO-3 once per group of shards."""
+        if self._verdict is None:
+            self._norm = self._norm if self._zero3 is None else self._zero3.gradient_norm
+            self._verdict = math.isfinite(self._norm) and self._accept(self._norm)
+        return self._step_optimizer(*arguments) if self._verdict else None
 
 
 class FrozenEngine:
-    """A sharded network that is only evaluated: the teacher of a distillation."""
+    """A network that is only evaluated: the teacher of a distillation."""
 
-    def __init__(self, network: nn.Module, config: dict[str, Any]):
+    def __init__(self, network: nn.Module, config: dict[str, Any], device: torch.device):
         network.requires_grad_(False).eval()
-        self._engine, *_ = deepspeed.initialize(model=network, config=copy.deepcopy(config))
+        if stage(config) == 3:
+            self._network, *_ = deepspeed.initialize(model=network, config=copy.deepcopy(config))
+        else:
+            self._network = network.to(device, torch.bfloat16 if config["bf16"]["enabled"] else torch.float32)
 
     @torch.no_grad()
-    def __call__(self, u: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return self._engine(u, t, labels)
+    def __call__(self, *inputs: Tensor) -> Any:
+        return self._network(*inputs)
+
+
+def stage(config: dict[str, Any]) -> int:
+    """The ZeRO stage of a DeepSpeed configuration."""
+    return config["zero_optimization"]["stage"]

@@ -1,14 +1,17 @@
-"""The local fp32 pieces of a ZeRO-3 engine by parameter name: masters and optimizer moments, without padding.
+"""The local fp32 pieces of a training engine by parameter name: masters and optimizer moments.
 
-ZeRO-3 keeps each parameter twice: the fp32 master that the optimizer steps, and `ds_tensor`, of the training precision,
-that forwards gather; only an optimizer step copies the first to the second. Whoever sets a master here sets both.
-DeepSpeed creates the moments at the first optimizer step, so a fresh engine has none.
+A shard is this rank's interval of a flattened parameter, whatever the ZeRO stage: in stage 3 it is all that the rank
+has, in stage 0 a view of the whole. EMA and checkpoints know shards only.
+
+Each parameter exists twice: as the fp32 master that the optimizer steps, and in the precision that forwards use; only
+an optimizer step copies the first to the second. Whoever sets a master does it inside `rewriting`, which does the rest.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 import torch.distributed as dist
@@ -20,55 +23,41 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from sctrain.zero.internals import Zero3, compute_shard, whole_shape
 from sctrain.zero.pieces import Piece, interval
 
 MASTER = "master"
 
 
-class Shard:
-    """The part [start, stop) of one flattened parameter that this rank holds; `shape` and `numel` are the whole's."""
+class Shard(ABC):
+    """The part [start, stop) of one flattened parameter that this rank holds; `shape` is the whole's."""
 
-    def __init__(self, name: str, parameter: nn.Parameter):
-        assert parameter.requires_grad, f"{name} is frozen: ZeRO-3 keeps no master of it"
-        self.name, self.shape, self.numel = name, tuple(parameter.ds_shape), int(parameter.ds_numel)
+    def __init__(self, name: str, shape: tuple[int, ...]):
+        self.name, self.shape, self.numel = name, shape, torch.Size(shape).numel()
         self.start, self.stop = interval(self.numel, dist.get_rank(), dist.get_world_size())
-        self._parameter = parameter
 
     @property
     def master(self) -> Tensor:
-        """(stop - start,) fp32 weights; without offload a view of what the optimizer steps."""
-        return self._trim(safe_get_local_fp32_param(self._parameter))
+        """(stop - start,) fp32 weights; a view of what the optimizer steps."""
+        return self.get(MASTER)
 
+    @abstractmethod
     def get(self, kind: str) -> Tensor:
         """(stop - start,) fp32 values: MASTER, or a moment such as exp_avg."""
-        if kind == MASTER:
-            return self.master
-        return self._trim(safe_get_local_optimizer_state(self._parameter, kind))
 
+    @abstractmethod
     def set(self, kind: str, values: Tensor) -> None:
-        """Overwrite with (stop - start,) values; a master only inside `Shards.rewriting`."""
-        compute_copy = self._parameter.ds_tensor
-        padded = values.new_zeros(compute_copy.numel(), dtype=torch.float32)
-        padded[: self.stop - self.start] = values
-        if kind == MASTER:
-            safe_set_local_fp32_param(self._parameter, padded)
-            compute_copy.data.copy_(padded)
-        else:
-            safe_set_local_optimizer_state(self._parameter, padded, kind)
+        """Overwrite with (stop - start,) values, inside `Shards.rewriting`."""
 
     def piece(self, kind: str) -> Piece:
         return Piece(self.get(kind), self.shape, self.start)
 
-    def _trim(self, padded: Tensor) -> Tensor:
-        return padded.flatten()[: self.stop - self.start]
 
+class Shards(ABC):
+    """All parameters of an engine's module, in the module's order."""
 
-class Shards:
-    """All parameters of a ZeRO-3 engine's module, in the module's order."""
-
-    def __init__(self, module: nn.Module):
-        self._by_name = {name: Shard(name, parameter) for name, parameter in module.named_parameters()}
-        self._zero = next(module.parameters())._z3_optimizer
+    def __init__(self, shards: list[Shard], optimizer: torch.optim.Optimizer):
+        self._by_name, self._optimizer = {shard.name: shard for shard in shards}, optimizer
 
     def __iter__(self) -> Iterator[Shard]:
         return iter(self._by_name.values())
@@ -77,32 +66,27 @@ class Shards:
         return self._by_name[name]
 
     @property
+    @abstractmethod
+    def stepped(self) -> list[Tensor]:
+        """The tensors that the optimizer steps."""
+
+    @property
     def moments(self) -> tuple[str, ...]:
         """Names of the optimizer's state tensors of the parameters' shape; empty before its first step."""
-        flat = self._zero.fp32_partitioned_groups_flat[0]
-        state = self._zero.optimizer.state.get(flat, {})
-        return tuple(key for key, value in state.items() if torch.is_tensor(value) and value.shape == flat.shape)
+        stepped = self.stepped[0]
+        state = self._optimizer.state.get(stepped, {})
+        return tuple(key for key, value in state.items() if torch.is_tensor(value) and value.shape == stepped.shape)
 
     @property
     def optimizer_step(self) -> int:
         """How many steps the optimizer has taken."""
-        steps = {int(state["step"]) for state in self._zero.optimizer.state.values()}
+        steps = {int(state["step"]) for state in self._optimizer.state.values()}
         assert len(steps) <= 1, f"the optimizer's groups have taken different numbers of steps: {steps}"
         return steps.pop() if steps else 0
 
-    @contextmanager
-    def rewriting(self) -> Iterator[None]:
-        """Masters may be set inside, and every forward after it sees them. All ranks take part.
-
-        The whole copies that ZeRO-3 keeps of small parameters between steps are dropped before and gathered after.
-        """
-        self._zero.checkpoint_event_prologue()
-        yield
-        self._zero.checkpoint_event_epilogue()
-
     def set_optimizer_step(self, step: int) -> None:
         """Let the optimizer have taken `step` steps: 0 forgets its state, more creates moments where there are none."""
-        state = self._zero.optimizer.state
+        state = self._optimizer.state
         if step == 0:
             state.clear()
         elif not state:
@@ -112,12 +96,117 @@ class Shards:
 
     def _create_moments(self) -> None:
         """Have the optimizer lay out its own state, by a step that moves nothing: gradients and rate are zero."""
-        rates = [group["lr"] for group in self._zero.optimizer.param_groups]
-        for group in self._zero.optimizer.param_groups:
+        rates = [group["lr"] for group in self._optimizer.param_groups]
+        gradients = [tensor.grad for tensor in self.stepped]
+        for group in self._optimizer.param_groups:
             group["lr"] = 0.0
-        for index, flat in enumerate(self._zero.fp32_partitioned_groups_flat):
-            gradient, flat.grad = flat.grad, torch.zeros_like(flat)
-            self._zero._optimizer_step(index)
-            flat.grad = gradient
-        for group, rate in zip(self._zero.optimizer.param_groups, rates, strict=True):
+        for tensor in self.stepped:
+            tensor.grad = torch.zeros_like(tensor)
+        self._step_once()
+        for tensor, gradient in zip(self.stepped, gradients, strict=True):
+            tensor.grad = gradient
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+    @abstractmethod
+    def _step_once(self) -> None: ...
+
+    @abstractmethod
+    def rewriting(self) -> AbstractContextManager[None]:
+        """Masters and moments may be set inside, and all that follows sees them. All ranks take part."""
+
+
+class _PartitionedShard(Shard):
+    def __init__(self, name: str, parameter: nn.Parameter):
+        assert parameter.requires_grad, f"{name} is frozen: ZeRO-3 keeps no master of it"
+        super().__init__(name, whole_shape(parameter))
+        self._parameter = parameter
+
+    def get(self, kind: str) -> Tensor:
+        padded = (
+            safe_get_local_fp32_param(self._parameter)
+            if kind == MASTER
+            else safe_get_local_optimizer_state(self._parameter, kind)
+        )
+        return padded.flatten()[: self.stop - self.start]
+
+    def set(self, kind: str, values: Tensor) -> None:
+        compute_copy = compute_shard(self._parameter)
+        padded = values.new_zeros(compute_copy.numel(), dtype=torch.float32)
+        padded[: self.stop - self.start] = values
+        if kind == MASTER:
+            safe_set_local_fp32_param(self._parameter, padded)
+            compute_copy.data.copy_(padded)
+        else:
+            safe_set_local_optimizer_state(self._parameter, padded, kind)
+
+
+class PartitionedShards(Shards):
+    """ZeRO-3: nobody has more than its shard. Moments exist from the first optimizer step on."""
+
+    def __init__(self, module: nn.Module):
+        self._zero = Zero3(module)
+        shards = [_PartitionedShard(name, parameter) for name, parameter in module.named_parameters()]
+        super().__init__(list(shards), self._zero.optimizer)
+
+    @property
+    def stepped(self) -> list[Tensor]:
+        return self._zero.flat_masters
+
+    def _step_once(self) -> None:
+        self._zero.step_flat_masters()
+
+    @contextmanager
+    def rewriting(self) -> Iterator[None]:
+        self._zero.drop_whole_copies()
+        yield
+        self._zero.gather_whole_copies()
+
+
+class _ReplicatedShard(Shard):
+    def __init__(self, name: str, master: Tensor, optimizer: torch.optim.Optimizer):
+        super().__init__(name, tuple(master.shape))
+        self.whole, self._optimizer = master, optimizer
+
+    def get(self, kind: str) -> Tensor:
+        whole = self.whole if kind == MASTER else self._optimizer.state[self.whole][kind]
+        return whole.detach().view(-1)[self.start : self.stop]
+
+    def set(self, kind: str, values: Tensor) -> None:
+        self.get(kind).copy_(values)
+
+
+class ReplicatedShards(Shards):
+    """ZeRO-0: every rank has everything, and keeps its interval of the EMA and of checkpoints."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer):
+        self._parameters = dict(module.named_parameters())
+        masters = [master for group in optimizer.param_groups for master in group["params"]]
+        pairs = zip(self._parameters, masters, strict=True)
+        super().__init__([_ReplicatedShard(name, master, optimizer) for name, master in pairs], optimizer)
+
+    @property
+    def stepped(self) -> list[Tensor]:
+        return [shard.whole for shard in self]  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _step_once(self) -> None:
+        self._optimizer.step()
+
+    @contextmanager
+    def rewriting(self) -> Iterator[None]:
+        yield
+        with torch.no_grad():
+            for shard in self:
+                for kind in (MASTER, *self.moments):
+                    self._complete(shard, kind)
+                self._parameters[shard.name].copy_(shard.whole)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _complete(self, shard: Shard, kind: str) -> None:
+        """Fetch the intervals of the other ranks."""
+        whole = shard.whole if kind == MASTER else self._optimizer.state[shard.whole][kind]
+        size = -(-shard.numel // dist.get_world_size())
+        padded = whole.new_zeros(size)
+        padded[: shard.stop - shard.start] = shard.get(kind)
+        parts = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, padded)
+        whole.copy_(torch.cat(parts)[: shard.numel].view(shard.shape))

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import deepspeed
-import deepspeed.ops
 import torch
 import torch.distributed as dist
-import torch.distributed.distributed_c10d as c10d
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor
 
 from sctrain.config.schema import RuntimeConfig
 from sctrain.errors import UserError
+from sctrain.zero.internals import check_deepspeed, set_default_timeout, without_shared_memory_op
 
 _PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -66,10 +65,7 @@ class World:
 
 
 def _join(backend: str, timeout: timedelta) -> None:
-    # The groups that ZeRO-3 really uses are clones made without a time-out: the default has to change (30 minutes on
-    # gloo).
-    c10d.default_pg_timeout = timeout
-    # DeepSpeed's shared-memory op serves tensor-parallel inference only, yet every CPU start compiles it for half a
-    # minute and each rank leaves 69 MB in /dev/shm.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    check_deepspeed()
+    set_default_timeout(timeout)
+    without_shared_memory_op()
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)

@@ -1,9 +1,9 @@
-"""Sharded EMA and checkpoints on real ZeRO-3 engines: 2 ranks save, 2, 1 and 3 ranks load."""
+"""Sharded EMA and checkpoints on real engines, ZeRO-3 and ZeRO-0: 2 ranks save, 2, 1 and 3 ranks load."""
 
 import pytest
 from worlds import PROGRAMS, run_world
 
-VARIANTS = ("fp32", "persistent", "bf16", "bf16-persistent")
+VARIANTS = ("fp32", "persistent", "bf16", "bf16-persistent", "replicated", "bf16-replicated")
 
 
 @pytest.fixture(scope="module")

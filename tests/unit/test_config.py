@@ -228,7 +228,11 @@ def test_a_missing_file_is_named(tmp_path: Path):
         (["deepspeed.scheduler.type=WarmupLR"], "'deepspeed.scheduler' is decided by 'optimizer.ramp_images'"),
         (["deepspeed.bf16.enabled=false"], "'deepspeed.bf16.enabled' is decided by 'precision'"),
         (["deepspeed.fp16.enabled=true"], "'deepspeed.fp16' is decided by 'precision'"),
-        (["deepspeed.zero_optimization.stage=2"], "'deepspeed.zero_optimization.stage' must be 3"),
+        (["deepspeed.zero_optimization.stage=2"], "'deepspeed.zero_optimization.stage' must be 3 or 0"),
+        (
+            ["precision=bf16", "compute.tangent_engine=finite_difference"],
+            "bf16 rounds to noise; set 'precision' to fp32",
+        ),
         (["deepspeed.zero_optimization.memory_efficient_linear=true"], "memory_efficient_linear' must be false"),
         (["deepspeed.zero_optimization=3"], "'deepspeed.zero_optimization' must be a mapping"),
     ],

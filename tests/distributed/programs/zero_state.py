@@ -1,4 +1,4 @@
-"""zero_state.py save|load FOLDER: train a small ZeRO-3 network, save its state; restore it on any number of ranks.
+"""zero_state.py save|load FOLDER: train a small network, save its state; restore it on any number of ranks.
 
 Every variant trains 3 steps, saves, and trains 3 more; a restored one must repeat these. Parameters of 15, 5 and 1
 elements divide by no number of ranks.
@@ -15,20 +15,24 @@ import torch
 from torch import Tensor, nn
 
 import sctrain.zero.checkpoint as checkpoint
+from sctrain.config.schema import OptimizerConfig
 from sctrain.errors import UserError
 from sctrain.power_ema import decay, gamma_from_width
 from sctrain.zero.checkpoint import Checkpointer
 from sctrain.zero.ema import ShardedPowerEma
-from sctrain.zero.shards import MASTER, Shards
+from sctrain.zero.engine import StudentEngine
+from sctrain.zero.shards import MASTER
 from sctrain.zero.state import load_state, save_state, state_pieces
 
 BATCH = 12
 WIDTHS = (0.05, 0.1)
-VARIANTS = {  # optimizer, bf16, stage3_param_persistence_threshold (of 33 * 5 and less stays whole)
-    "fp32": (torch.optim.Adam, False, 0),
-    "persistent": (torch.optim.RAdam, False, 165),
-    "bf16": (torch.optim.AdamW, True, 0),
-    "bf16-persistent": (torch.optim.Adam, True, 165),
+VARIANTS = {  # optimizer, bf16, ZeRO stage, stage3_param_persistence_threshold (of 33 * 5 and less stays whole)
+    "fp32": ("adam", False, 3, 0),
+    "persistent": ("radam", False, 3, 165),
+    "bf16": ("radam", True, 3, 0),
+    "bf16-persistent": ("adam", True, 3, 165),
+    "replicated": ("adam", False, 0, 0),
+    "bf16-replicated": ("radam", True, 0, 0),
 }
 
 
@@ -36,20 +40,19 @@ class Run:
     """One engine with its shards and EMA."""
 
     def __init__(self, world, variant: str, seed: int):
-        make, bf16, threshold = VARIANTS[variant]
+        name, bf16, stage, threshold = VARIANTS[variant]
         torch.manual_seed(seed)
         layers = nn.Linear(7, 33), nn.SiLU(), nn.Linear(33, 5), nn.SiLU(), nn.Linear(5, 3), nn.Linear(3, 1)
         network = nn.Sequential(*layers)
         config = {
             "train_micro_batch_size_per_gpu": BATCH // world.size,
-            "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": threshold},
+            "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": threshold},
             "zero_allow_untested_optimizer": True,
             "bf16": {"enabled": bf16},
         }
         self.world, self.dtype = world, torch.bfloat16 if bf16 else torch.float32
-        optimizer = make(network.parameters(), lr=1e-2)
-        self.engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=config)
-        self.shards = Shards(network)
+        self.engine = StudentEngine(network, OptimizerConfig(name=name, betas=(0.9, 0.999)), config)
+        self.shards = self.engine.shards
         self.ema = ShardedPowerEma(self.shards, WIDTHS)
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
@@ -68,7 +71,7 @@ class Run:
         for step in steps:
             loss = self.loss(step)
             self.engine.backward(loss)
-            self.engine.step()
+            assert self.engine.step(1e-2).applied
             self.ema.update(step * BATCH, (step + 1) * BATCH)
             losses.append(self.world.sum(loss.detach()).item() / self.world.size)
         return losses
@@ -87,7 +90,7 @@ class Run:
 
     def full_weights(self) -> dict[str, Tensor]:
         parameters = dict(self.engine.module.named_parameters())
-        with deepspeed.zero.GatheredParameters(list(parameters.values())):
+        with deepspeed.zero.GatheredParameters(list(parameters.values())):  # of ZeRO-0: as they are
             return {name: parameter.detach().double() for name, parameter in parameters.items()}
 
 

@@ -1,18 +1,23 @@
-"""zero_tangents.py exact|unpatched: objectives under ZeRO-3 against an unsharded copy of the network.
+"""zero_tangents.py exact|unpatched: objectives under ZeRO against an unsharded copy of the network.
 
 Every parameter is partitioned (threshold 0), so nothing is there outside its module's hooks. Reports relative errors of
-losses, tangents and gradients, and of the losses after optimizer steps.
+losses, tangents and gradients over optimizer steps, by case. The unsharded run takes the parts of the batch one after
+the other, each with its rank's dropout masks.
 """
 
+import itertools
 import sys
+from dataclasses import dataclass, replace
 
+import deepspeed
 import rank
 import torch
 from deepspeed.utils import safe_get_full_grad
 
 from models.dit import DiTOptions
+from models.execution import Execution
 from models.registry import build_network
-from models.tangent.engines import finite_difference, single_pass
+from models.tangent.engines import single_pass, tangent_engine
 from sctrain.config.schema import OptimizerConfig
 from sctrain.objectives.base import Draws, Networks
 from sctrain.objectives.continuous import ContinuousConsistency
@@ -20,7 +25,7 @@ from sctrain.objectives.diffusion import TrigFlowDiffusion
 from sctrain.zero import engine as zero_engine
 from sctrain.zero.engine import FrozenEngine, StudentEngine
 
-BATCH, RATE = 12, 1e-2
+BATCH, RATE, STEPS = 12, 1e-2, 2
 EPS = 1e-2  # of Adam; a small one turns rounding of tiny gradients into whole steps
 CONSISTENCY = dict(
     sigma_data=0.5,
@@ -39,10 +44,45 @@ OBJECTIVES = {
 }
 
 
-def network(seed: int):
+@dataclass(frozen=True)
+class Case:
+    """One combination; `wide` tangents are float32 where values are bf16."""
+
+    objective: str = "sct"
+    engine: str = "single_pass"
+    stage: int = 3
+    checkpointing: bool = False
+    accumulation: int = 1
+    dropout: float = 0.0
+    bf16: bool = False
+    wide: bool = False
+
+    def __str__(self) -> str:
+        words = [self.objective, self.engine, f"stage{self.stage}"]
+        words += ["checkpointing"] * self.checkpointing + ["accumulated"] * (self.accumulation > 1)
+        return " ".join(words + ["dropout"] * (self.dropout > 0) + ["bf16"] * self.bf16 + ["wide"] * self.wide)
+
+
+EVERY_COMBINATION = [
+    Case(stage=stage, checkpointing=checkpointing, accumulation=accumulation, dropout=dropout, bf16=bf16)
+    for stage, checkpointing, accumulation, dropout, bf16 in itertools.product(
+        (0, 3), (False, True), (1, 2), (0.0, 0.2), (False, True)
+    )
+]
+OTHERS = [
+    *(Case(objective=name, stage=stage) for name in ("trigflow", "scd") for stage in (0, 3)),
+    *(Case(objective="scd", engine=engine, dropout=0.2) for engine in ("two_pass", "finite_difference")),
+    *(Case(engine=engine, checkpointing=True) for engine in ("two_pass", "finite_difference")),
+    *(Case(stage=stage, checkpointing=True, dropout=0.2) for stage in (1, 2)),
+    Case(bf16=True, wide=True, checkpointing=True),
+]
+
+
+def network(seed: int, case: Case):
     """No gate is zero: a zero tangent would verify nothing."""
     torch.manual_seed(seed)
-    made = build_network(DiTOptions(width=32, depth=2, heads=2, patch_size=2), 1, 8, 8, 10)
+    options = DiTOptions(width=32, depth=2, heads=2, patch_size=2, dropout=case.dropout)
+    made = build_network(options, 1, 8, 8, 10, Execution(checkpointing=case.checkpointing))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -60,87 +100,107 @@ def part(whole: Draws, number: int, count: int) -> Draws:
     return Draws(whole.x0[cut], whole.z[cut], whole.t[cut], whole.labels[cut])
 
 
-def zero_config(world, accumulation: int, bf16: bool) -> dict:
+def zero_config(world, case: Case) -> dict:
     return {
-        "train_micro_batch_size_per_gpu": BATCH // world.size // accumulation,
-        "gradient_accumulation_steps": accumulation,
+        "train_micro_batch_size_per_gpu": BATCH // world.size // case.accumulation,
+        "gradient_accumulation_steps": case.accumulation,
         "gradient_clipping": 0.0,  # DeepSpeed clips at 1 unless told otherwise
-        "bf16": {"enabled": bf16},
+        "bf16": {"enabled": case.bf16},
         "zero_optimization": {
-            "stage": 3,
+            "stage": case.stage,
             "stage3_param_persistence_threshold": 0,
             "memory_efficient_linear": False,
         },
     }
 
 
+class BareEngine:
+    """Stages 1 and 2: DeepSpeed alone, for neither EMA nor checkpoints of ours follow them."""
+
+    def __init__(self, network, optimizer: OptimizerConfig, config: dict):
+        self.module = network
+        adam = torch.optim.Adam(network.parameters(), lr=RATE, betas=optimizer.betas, eps=optimizer.eps)
+        self._engine, *_ = deepspeed.initialize(model=network, optimizer=adam, config=config)
+        self.backward = self._engine.backward
+
+    def __call__(self, *inputs):
+        return self._engine(*inputs)
+
+    def step(self, rate: float):
+        self._engine.step()
+        return zero_engine.StepResult(self._engine.was_step_applied(), 0.0)
+
+
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)).item()
 
 
-def compare(world, name: str, accumulation: int = 1, tangent=single_pass) -> dict[str, float]:
-    """Worst relative errors over three optimizer steps."""
-    objective, reference, teacher = OBJECTIVES[name], network(1), network(2)
-    config = zero_config(world, accumulation, bf16=False)
-    student = StudentEngine(network(1), OptimizerConfig(eps=EPS), config)
-    networks = Networks(student, tangent, FrozenEngine(network(2), config))
-    plain = Networks(reference, single_pass, teacher.requires_grad_(False))
+def compare(world, case: Case) -> dict[str, float]:
+    """Worst relative errors over the steps."""
+    objective, reference = OBJECTIVES[case.objective], network(1, case)
+    config = zero_config(world, case)
+    make = StudentEngine if case.stage in (0, 3) else BareEngine
+    student = make(network(1, case), OptimizerConfig(eps=EPS), config)
+    engine = tangent_engine(case.engine, torch.float32 if case.wide else None)
+    networks, plain = Networks(student, engine), Networks(reference, single_pass)
+    if case.objective == "scd":
+        networks = replace(networks, teacher=FrozenEngine(network(2, case), config, world.device))
+        plain = replace(plain, teacher=network(2, case).requires_grad_(False).eval())
     adam = torch.optim.Adam(reference.parameters(), lr=RATE, betas=(0.9, 0.99), eps=EPS)
     worst = {"loss": 0.0, "tangent_norm": 0.0, "gradient": 0.0}
-    for step in range(3):
-        expected = objective.loss(draws(step), plain)
+    parts = case.accumulation * world.size
+    for step in range(STEPS):
         adam.zero_grad()
-        expected.per_sample.mean().backward()
-        for micro in range(accumulation):
+        expected = []
+        for number in range(parts):
+            torch.manual_seed(100 + number)
+            expected.append(objective.loss(part(draws(step), number, parts), plain))
+            (expected[-1].per_sample.mean() / parts).backward()
+        for micro in range(case.accumulation):
             number = micro * world.size + world.rank
-            mine = part(draws(step), number, accumulation * world.size)
-            loss = objective.loss(mine, networks)
+            torch.manual_seed(100 + number)
+            loss = objective.loss(part(draws(step), number, parts), networks)
             student.backward(loss.per_sample.mean())
-            if micro < accumulation - 1:
+            if micro < case.accumulation - 1:
                 assert student.step(RATE) is None
-            cut = slice(number * len(mine.t), (number + 1) * len(mine.t))
-            errors = {"loss": relative(loss.per_sample, expected.per_sample[cut])}
+            errors = {"loss": relative(loss.per_sample, expected[number].per_sample)}
             if "tangent_norm" in loss.diagnostics:
-                ours, theirs = (x.diagnostics["tangent_norm"] for x in (loss, expected))
-                errors["tangent_norm"] = relative(ours, theirs[cut])
+                ours, theirs = (x.diagnostics["tangent_norm"] for x in (loss, expected[number]))
+                errors["tangent_norm"] = relative(ours, theirs)
             worst |= {key: max(worst[key], error) for key, error in errors.items()}
-        for ours, theirs in zip(student.module.parameters(), reference.parameters(), strict=True):
-            if theirs.grad is not None and theirs.grad.norm() > 1e-7:
-                worst["gradient"] = max(worst["gradient"], relative(safe_get_full_grad(ours), theirs.grad))
+        gradients = [
+            (safe_get_full_grad(ours).float().flatten(), theirs.grad.flatten())
+            for ours, theirs in zip(student.module.parameters(), reference.parameters(), strict=True)
+            if theirs.grad is not None and theirs.grad.norm() > 1e-7
+        ]
+        if case.bf16:  # rounding hits small gradients hard: the whole counts
+            gradients = [tuple(map(torch.cat, zip(*gradients, strict=True)))]
+        assert len(gradients) > 20 or case.bf16, "nothing to compare"
+        worst["gradient"] = max(worst["gradient"], *(relative(*pair) for pair in gradients))
         assert student.step(RATE).applied
         adam.step()
     return worst
 
 
-def skipped(world) -> dict:
-    """A non-finite gradient on one rank: no rank's weights move, and the step says so."""
-    student = StudentEngine(network(1), OptimizerConfig(), zero_config(world, 1, bf16=False))
-    networks = Networks(student, single_pass)
-    mine = part(draws(0), world.rank, world.size)
-    before = OBJECTIVES["sct"].loss(mine, networks).per_sample.detach()
-    loss = OBJECTIVES["sct"].loss(mine, networks).per_sample.mean()
-    student.backward(loss * float("nan") if world.rank == 0 else loss)
-    result = student.step(RATE)
-    after = OBJECTIVES["sct"].loss(mine, networks).per_sample
-    return {"applied": result.applied, "unmoved": torch.equal(before, after)}
-
-
-def bf16(world) -> dict:
-    """Weights in bf16: the run moves, and the value of the loss stays near the one in float32."""
-    student = StudentEngine(network(1), OptimizerConfig(), zero_config(world, 1, bf16=True))
-    mine = part(draws(0), world.rank, world.size)
-    loss = OBJECTIVES["trigflow"].loss(mine, Networks(student, single_pass)).per_sample
-    expected = OBJECTIVES["trigflow"].loss(mine, Networks(network(1), single_pass)).per_sample
-    student.backward(loss.mean())
-    sct = OBJECTIVES["sct"].loss(mine, Networks(student, single_pass))
-    student.step(RATE)
-    moved = OBJECTIVES["trigflow"].loss(mine, Networks(student, single_pass)).per_sample
-    return {
-        "error": relative(loss, expected),
-        "dtype": str(loss.dtype),
-        "finite": bool(sct.per_sample.isfinite().all()),
-        "moved": not torch.equal(moved, loss),
-    }
+def dropped(world) -> dict:
+    """A step that is not accepted, or not finite on one rank, moves no rank's weights, and says so."""
+    results = {}
+    for stage in (0, 3):
+        case = Case(stage=stage)
+        student = StudentEngine(network(1, case), OptimizerConfig(), zero_config(world, case))
+        networks = Networks(student, single_pass)
+        mine = part(draws(0), world.rank, world.size)
+        before = OBJECTIVES["sct"].loss(mine, networks).per_sample.detach()
+        norms = []
+        for factor, accept in ((float("nan"), True), (1.0, False), (1.0, True)):
+            loss = OBJECTIVES["sct"].loss(mine, networks).per_sample.mean()
+            student.backward(loss * (factor if world.rank == 0 else 1.0))
+            result = student.step(RATE, lambda norm, a=accept, n=norms: n.append(norm) or a)
+            after = OBJECTIVES["sct"].loss(mine, networks).per_sample
+            results[f"stage{stage} {factor} {accept}"] = [result.applied, torch.equal(before, after), result.grad_norm]
+        results[f"stage{stage} asked"] = norms
+        results[f"stage{stage} steps"] = student.shards.optimizer_step
+    return results
 
 
 def main() -> None:
@@ -148,15 +208,13 @@ def main() -> None:
     if sys.argv[1] == "unpatched":
         zero_engine.carry_tangents = lambda module: None
         try:
-            compare(world, "sct")
-        except RuntimeError as error:
+            compare(world, Case())
+        except NotImplementedError as error:
             results["error"] = str(error)
     else:
-        for name in OBJECTIVES:
-            results[name] = compare(world, name)
-        results["accumulated"] = compare(world, "scd", accumulation=2)
-        results["difference"] = compare(world, "scd", tangent=finite_difference)
-        results |= {"skipped": skipped(world), "bf16": bf16(world)}
+        for case in EVERY_COMBINATION + OTHERS:
+            results[str(case)] = compare(world, case)
+        results["dropped"] = dropped(world)
     rank.report(results)
 
 

@@ -1,0 +1,115 @@
+"""Everything of DeepSpeed (and one thing of torch) that its makers do not promise to keep, in this one file.
+
+`check_deepspeed` refuses versions that these lines were not read against, and each of them asserts what it relies on;
+`tests/unit/test_internals.py` and the mutation in `tests/distributed/test_zero_tangents.py` have to fail.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from importlib.metadata import version
+
+import deepspeed.ops
+import torch
+import torch.distributed.distributed_c10d as c10d
+from torch import Tensor, nn
+
+from models.tangent.dual import Dual
+from sctrain.errors import UserError
+
+_OLDEST, _TOO_NEW = (0, 19, 8), (0, 20)
+_HOOKS = ("pre_bwd_fn", "post_bwd_fn")
+
+
+def check_deepspeed(found: str | None = None) -> None:
+    """UserError for a DeepSpeed that this file does not know."""
+    found = found or version("deepspeed")
+    numbers = tuple(int(part) for part in found.split("+")[0].split(".") if part.isdigit())
+    if not _OLDEST <= numbers < _TOO_NEW:
+        wanted = f"deepspeed>={'.'.join(map(str, _OLDEST))},<{'.'.join(map(str, _TOO_NEW))}"
+        raise UserError(f"DeepSpeed {found} is not one that sctrain knows: run `pip install '{wanted}'`")
+
+
+def set_default_timeout(timeout: timedelta) -> None:
+    """Of process groups made without one: those that ZeRO really uses, 30 minutes on gloo otherwise."""
+    assert hasattr(c10d, "default_pg_timeout"), "torch keeps the default time-out of process groups elsewhere now"
+    c10d.default_pg_timeout = timeout
+
+
+def without_shared_memory_op() -> None:
+    """Do without DeepSpeed's shared-memory op.
+
+    It serves tensor-parallel inference only, yet every CPU start compiles it for half a minute and each rank leaves
+    69 MB in /dev/shm.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+class _OnValues:
+    """Applies an identity autograd.Function to the value of a Dual, whose tangent passes by."""
+
+    def __init__(self, function: type[torch.autograd.Function]):
+        self._function = function
+
+    def apply(self, x: Tensor) -> Tensor:
+        if isinstance(x, Dual):
+            return Dual(self._function.apply(x.value), x.tangent)
+        return self._function.apply(x)
+
+
+def carry_tangents(module: nn.Module) -> None:
+    """Let Duals pass ZeRO-3's hooks of a module that DeepSpeed has already wrapped.
+
+    It applies identity autograd.Functions, which trigger the gathering of parameters in backward, to every module's
+    inputs and outputs.
+    """
+    for submodule in module.modules():
+        for name in _HOOKS:
+            hook = vars(submodule).get(name)
+            assert isinstance(hook, type) and issubclass(hook, torch.autograd.Function), (
+                f"DeepSpeed no longer sets {name} on modules: tangents need a new way through ZeRO-3"
+            )
+            setattr(submodule, name, _OnValues(hook))
+
+
+class Zero3:
+    """The ZeRO-3 optimizer behind a partitioned module."""
+
+    def __init__(self, module: nn.Module):
+        self._zero = next(module.parameters())._z3_optimizer
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The one that steps the flat fp32 shards, with their state."""
+        return self._zero.optimizer
+
+    @property
+    def flat_masters(self) -> list[Tensor]:
+        return self._zero.fp32_partitioned_groups_flat
+
+    @property
+    def gradient_norm(self) -> float:
+        """Global norm before clipping, of the step under way: known before the optimizer is called."""
+        return float(self._zero._global_grad_norm)
+
+    def drop_whole_copies(self) -> None:
+        """Of the small parameters that stay gathered between steps."""
+        self._zero.checkpoint_event_prologue()
+
+    def gather_whole_copies(self) -> None:
+        self._zero.checkpoint_event_epilogue()
+
+    def step_flat_masters(self) -> None:
+        """Let the optimizer take its step with the gradients that the flat masters have."""
+        for index in range(len(self.flat_masters)):
+            self._zero._optimizer_step(index)
+
+
+def compute_shard(parameter: nn.Parameter) -> Tensor:
+    """This rank's piece of a ZeRO-3 parameter in the precision of the forward, padded: what gathering reads."""
+    return parameter.ds_tensor
+
+
+def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Shape of a partitioned parameter."""
+    return tuple(parameter.ds_shape)
