@@ -81,7 +81,14 @@ class DiT(nn.Module):
     """F(u, t, label) and w(t). `u` is x_t / sigma_data, of unit variance."""
 
     def __init__(
-        self, options: DiTOptions, channels: int, height: int, width: int, num_classes: int, execution: Execution
+        self,
+        options: DiTOptions,
+        channels: int,
+        height: int,
+        width: int,
+        num_classes: int,
+        guided: bool,
+        execution: Execution,
     ):
         super().__init__()
         patch = options.patch_size
@@ -91,7 +98,7 @@ class DiT(nn.Module):
             raise ValueError(f"network.width {options.width} is not a multiple of 4 x network.heads ({options.heads})")
         self.patch, self.grid, self.execution = patch, (height // patch, width // patch), execution
         self.embed = nn.Linear(channels * patch * patch, options.width)
-        self.condition = ConditionEmbedding(options.width, num_classes)
+        self.condition = ConditionEmbedding(options.width, num_classes, guided)
         self.blocks = nn.ModuleList(Block(options, execution) for _ in range(options.depth))
         self.norm = AdaptiveDoubleNorm(options.width)
         self.head = nn.Linear(options.width, channels * patch * patch)
@@ -99,15 +106,15 @@ class DiT(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, u: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W), (B,) in [0, pi/2], (B,) -> F (B, C, H, W) and log-weight (B,), in the dtype of `u`.
+    def forward(self, u: Tensor, t: Tensor, labels: Tensor, guidance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W), 3 x (B,), t in [0, pi/2] -> F (B, C, H, W) and log-weight (B,), in the dtype of `u`.
 
         The weights' dtype rules inside; what depends on t alone keeps the dtype of `t`.
         """
         dtype = self.head.weight.dtype
         x = self.embed(self.to_tokens(u).to(dtype))
         x = x + grid_embedding(self.grid, x.shape[-1], u.device).to(dtype)
-        condition = self.condition(t, labels).to(dtype)
+        condition = self.condition(t, labels, guidance).to(dtype)
         for block in self.blocks:
             x = self.execution.run(block, x, condition)
         value = self.from_tokens(self.head(self.norm(x, condition)))

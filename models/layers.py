@@ -84,21 +84,30 @@ class WideLinear(nn.Linear):
 
 
 class ConditionEmbedding(nn.Module):
-    """Time and class (and later the guidance scale) to one vector per sample, in the dtype of t: (B,), (B,) -> (B, W).
+    """Time, class and guidance scale to one vector per sample, in the dtype of t: 3 x (B,) -> (B, W).
 
-    Label `num_classes` means "no class": what label dropout trains and guidance uses.
+    Label `num_classes` means "no class": what label dropout trains and guidance uses. Only `guided` networks are told
+    a scale; at first they ignore it, so they can start from the weights of one that is not (sCM section 5).
     """
 
-    def __init__(self, width: int, num_classes: int):
+    def __init__(self, width: int, num_classes: int, guided: bool):
         super().__init__()
         self.time = PositionalEmbedding(width)
         self.hidden = WideLinear(width, width)
         self.out = WideLinear(width, width)
         self.label = nn.Embedding(num_classes + 1, width)
         nn.init.normal_(self.label.weight, std=0.5)
+        self.guidance = WideLinear(width, width) if guided else None
+        if self.guidance is not None:
+            nn.init.zeros_(self.guidance.weight)
+            nn.init.zeros_(self.guidance.bias)
 
-    def forward(self, t: Tensor, labels: Tensor) -> Tensor:
-        return F.silu(self.out(F.silu(self.hidden(self.time(t)))) + self.label(labels))
+    def forward(self, t: Tensor, labels: Tensor, guidance: Tensor | None) -> Tensor:
+        assert (guidance is None) == (self.guidance is None), "a guided network, and no other, is told a scale"
+        total = self.out(F.silu(self.hidden(self.time(t)))) + self.label(labels)
+        if self.guidance is not None and guidance is not None:
+            total = total + self.guidance(self.time(guidance.to(total.dtype)))
+        return F.silu(total)
 
 
 class WeightingHead(nn.Module):

@@ -16,7 +16,11 @@ def build_network(
     height: int,
     width: int,
     num_classes: int,
+    guided: bool = False,
     execution: Execution = Execution(),  # noqa: B008  (frozen)
 ) -> nn.Module:
-    """The named network for images of (channels, height, width). ValueError where the options do not fit them."""
-    return _FAMILIES[type(options)](options, channels, height, width, num_classes, execution)
+    """The named network for images of (channels, height, width). ValueError where the options do not fit them.
+
+    A `guided` one takes a scale of classifier-free guidance after the labels.
+    """
+    return _FAMILIES[type(options)](options, channels, height, width, num_classes, guided, execution)

@@ -9,14 +9,15 @@ from data_pipeline.description import DatasetDescription
 from data_pipeline.loader import ShardedDataset, open_dataset
 from models.execution import Execution
 from models.registry import build_network
-from sctrain.config.schema import RunConfig, WeightsFrom
+from sctrain.config.schema import ContinuousObjective, RunConfig, WeightsFrom
 from sctrain.errors import UserError
 from sctrain.processes import ModelSpace
 from sctrain.runs import RunFolder
-from sctrain.snapshots import load_weights, newest_images
+from sctrain.snapshots import load_weights, newest_images, snapshot_config
 
-# The weighting head belongs to one objective; another run starts with a fresh one (sCM section 4.2).
-_WEIGHTING = "weighting."
+# The weighting head belongs to one objective; another run starts with a fresh one (sCM section 4.2). So does the
+# embedding of the guidance scale, which a teacher has none of.
+_BELONGS_TO_THE_RUN = ("weighting.", "condition.guidance.")
 
 
 def pinned(config: RunConfig) -> RunConfig:
@@ -50,10 +51,35 @@ def model_space(config: RunConfig, data: DatasetDescription) -> ModelSpace:
 def fresh_network(config: RunConfig, data: DatasetDescription) -> nn.Module:
     """The configured network for these data, with weights from the global random state."""
     try:
-        execution = Execution(config.compute.attention, config.compute.checkpointing)
-        return build_network(config.network, data.channels, data.height, data.width, len(data.classes), execution)
+        return build_network(
+            config.network,
+            data.channels,
+            data.height,
+            data.width,
+            len(data.classes),
+            is_guided(config),
+            Execution(config.compute.attention, config.compute.checkpointing),
+        )
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def is_guided(config: RunConfig) -> bool:
+    """Whether the network is told a scale of guidance."""
+    return isinstance(config.objective, ContinuousObjective) and config.objective.guidance is not None
+
+
+def teacher_network(config: RunConfig, data: DatasetDescription) -> nn.Module:
+    """The teacher of a distillation. UserError if it was not trained for what is asked of it."""
+    source = config.teacher
+    assert source is not None and source.images is not None, "pinned() names the snapshot"
+    taught = snapshot_config(source.run, source.images)
+    if is_guided(config) and getattr(taught.objective, "label_dropout", 0.0) == 0.0:
+        raise UserError(
+            f"{source.run} was trained without label dropout, so it cannot be guided; remove 'objective.guidance', or "
+            "train it with objective.label_dropout=0.1"
+        )
+    return trained_network(config.model_copy(update={"objective": taught.objective}), data, source)
 
 
 def trained_network(config: RunConfig, data: DatasetDescription, source: WeightsFrom) -> nn.Module:
@@ -68,11 +94,15 @@ def snapshot_weights(source: WeightsFrom) -> dict[str, Tensor]:
     return load_weights(RunFolder(Path(source.run)).snapshots, source.images, source.ema)
 
 
-def load_into(network: nn.Module, weights: Mapping[str, Tensor], origin: Path, *, keep_weighting: bool = True) -> None:
-    """Copy weights by name; UserError names the first parameter that is missing or of another shape."""
+def load_into(network: nn.Module, weights: Mapping[str, Tensor], origin: Path, *, as_a_start: bool = False) -> None:
+    """Copy weights by name; UserError names the first parameter that is missing or of another shape.
+
+    As the start of another run they leave fresh what belongs to one run alone.
+    """
     own = network.state_dict()
-    wanted = {name for name in own if keep_weighting or not name.startswith(_WEIGHTING)}
-    for name in sorted(wanted | set(weights)):
+    fresh = _BELONGS_TO_THE_RUN if as_a_start else ()
+    wanted = {name for name in own if not name.startswith(fresh)}
+    for name in sorted(wanted | {name for name in weights if not name.startswith(fresh)}):
         ours, theirs = own.get(name), weights.get(name)
         if ours is None or theirs is None or ours.shape != theirs.shape:
             shapes = " and ".join("absent" if w is None else str(tuple(w.shape)) for w in (ours, theirs))

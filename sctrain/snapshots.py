@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.power_ema import gamma_from_width, posthoc_coefficients, unexplained
 from sctrain.runs import RunFolder, image_count_name, numbered
@@ -75,6 +76,11 @@ def newest_images(run: Path) -> int:
 def read_config(path: Path) -> dict[str, Any]:
     """The resolved run description stored in the snapshot at `path`."""
     return read_manifest(path, _mend(path))["config"]
+
+
+def snapshot_config(run: Path, images: int) -> RunConfig:
+    """The description that the snapshot of `run` at `images` was trained with."""
+    return RunConfig.model_validate(read_config(RunFolder(run).snapshots / image_count_name(images)))
 
 
 def load_weights(folder: Path, images: int | None, width: float) -> dict[str, Tensor]:

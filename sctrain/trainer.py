@@ -72,10 +72,10 @@ class Trainer:
         source = building.start_weights(config)
         if source is not None:
             weights = building.snapshot_weights(source)
-            building.load_into(network, weights, source.run, keep_weighting=False)
+            building.load_into(network, weights, source.run, as_a_start=True)
         student, teacher = StudentEngine(network, config.optimizer, zero), None
         if config.teacher is not None:
-            teacher = FrozenEngine(building.trained_network(config, data, config.teacher), zero, self.world.device)
+            teacher = FrozenEngine(building.teacher_network(config, data), zero, self.world.device)
         wide = torch.float32 if config.compute.tangent_precision == "fp32" else None
         return student, Networks(student, tangent_engine(config.compute.tangent_engine, wide), teacher)
 

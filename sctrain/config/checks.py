@@ -17,6 +17,8 @@ def _check_teacher(config: RunConfig) -> None:
     name = config.objective.name
     if name == "scd" and config.teacher is None:
         raise UserError("the objective 'scd' distils a teacher; name one with 'teacher.run' and 'teacher.ema'")
+    if name == "sct" and getattr(config.objective, "guidance", None) is not None:
+        raise UserError("the objective 'sct' has no teacher to guide; remove 'objective.guidance', or distil with scd")
     if name != "scd" and config.teacher is not None:
         raise UserError(f"the objective '{name}' has no teacher; remove 'teacher', or set 'objective.name' to scd")
 

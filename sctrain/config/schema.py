@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from models.attention import Backend
 from models.registry import NetworkOptions
@@ -54,6 +54,19 @@ class DiffusionObjective(Strict):
     label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
 
 
+class GuidanceRange(Strict):
+    """The student learns to follow its teacher at any scale of guidance in [low, high]; 1 is no guidance."""
+
+    low: Annotated[float, Field(ge=0)] = 1.0
+    high: Positive = 2.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> GuidanceRange:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} exceeds high {self.high}; exchange them")
+        return self
+
+
 class ContinuousObjective(Strict):
     """Continuous-time consistency (sCM sections 4 and 5): `sct` from data alone, `scd` from a teacher."""
 
@@ -63,6 +76,7 @@ class ContinuousObjective(Strict):
     tangent_normalization: Literal["l2", "rms"] = "l2"  # which norm `tangent_constant` is compared with
     tangent_constant: Annotated[float, Field(ge=0)] = 0.1  # c in g / (||g|| + c)
     tangent_warmup_images: Images = 0  # r rises linearly from 0 to 1 over these
+    guidance: GuidanceRange | None = None  # of scd: classifier-free guidance of the teacher, whose labels were dropped
 
 
 Objective = Annotated[DiffusionObjective | ContinuousObjective, Field(discriminator="name")]
@@ -126,6 +140,7 @@ class EvaluationConfig(Strict):
     ode_steps: Annotated[int, Field(ge=1)] = (
         32  # of Heun and Euler, for a diffusion model and for the teacher of a student
     )
+    guidance: Annotated[float, Field(ge=0)] = 1.0  # scale at which diffusion models and guided students draw
     middle_time: Annotated[float, Field(gt=0, lt=1.57)] = 1.1  # t of the second step (sCM appendix G)
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     ema: Annotated[tuple[Width, ...], Field(min_length=1)] = (0.05,)  # relative widths to score

@@ -15,13 +15,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from data_pipeline.description import DatasetDescription, read_description
-from sctrain.building import model_space, trained_network
+from sctrain.building import is_guided, model_space, trained_network
 from sctrain.config.schema import RunConfig, WeightsFrom
+from sctrain.errors import UserError
 from sctrain.files import write_bytes
+from sctrain.guidance import guided
 from sctrain.processes import ModelSpace
-from sctrain.runs import RunFolder, image_count_name
 from sctrain.sampling import consistency_sample, initial_noise, ode_sample, step_times
-from sctrain.snapshots import newest_images, read_config
+from sctrain.snapshots import newest_images, snapshot_config
 
 
 class Method(NamedTuple):
@@ -44,11 +45,6 @@ class Drawn:
     seconds: float
 
 
-def snapshot_config(run: Path, images: int) -> RunConfig:
-    """The description that the snapshot at `images` was trained with."""
-    return RunConfig.model_validate(read_config(RunFolder(run).snapshots / image_count_name(images)))
-
-
 def methods(config: RunConfig) -> list[Method]:
     """Both ODE solvers for a diffusion model, the configured steps for a consistency model."""
     if config.objective.name == "trigflow":
@@ -69,14 +65,21 @@ class Generator:
     config: RunConfig
     about: DatasetDescription
     device: torch.device
+    guidance: float
 
     @staticmethod
-    def of(run: Path, images: int, ema: float, device: torch.device) -> "Generator":
-        """The EMA of relative width `ema` of the snapshot at `images`."""
+    def of(run: Path, images: int, ema: float, device: torch.device, guidance: float | None = None) -> "Generator":
+        """The EMA of relative width `ema` of the snapshot at `images`; UserError if it cannot be guided as asked.
+
+        None is the scale of guidance that the run is evaluated with.
+        """
         config = snapshot_config(run, images)
         about = read_description(config.data.url)
         network = trained_network(config, about, WeightsFrom(run=run, images=images, ema=ema))
-        return Generator(network.to(device).eval(), config, about, device)
+        guidance = config.evaluation.guidance if guidance is None else guidance
+        if guidance != 1 and config.objective.name != "trigflow" and not is_guided(config):
+            raise UserError(f"{run} was distilled without 'objective.guidance', so it draws at guidance 1 alone")
+        return Generator(network.to(device).eval(), config, about, device, guidance)
 
     @property
     def space(self) -> ModelSpace:
@@ -87,10 +90,10 @@ class Generator:
         start = time.perf_counter()
         batches = torch.arange(count).split(self.config.evaluation.batch)
         calls: list[int] = []
-        counting = self.network.register_forward_hook(lambda *_: calls.append(1))
+        counting = self.network.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
         x = torch.cat([self._batch(method, seed, indices, label).float().cpu() for indices in batches])
         counting.remove()
-        return Drawn(x, len(calls) // len(batches), time.perf_counter() - start)
+        return Drawn(x, sum(calls) // count, time.perf_counter() - start)
 
     @torch.no_grad()
     def _batch(self, method: Method, seed: int, indices: Tensor, label: int | None) -> Tensor:
@@ -100,22 +103,33 @@ class Generator:
         labels = labels.to(self.device)
         if method.sampler == "consistency":
             times = step_times(method.steps, self.config.evaluation.middle_time)
-            return consistency_sample(self.network, noise, labels, sigma_data, times, seed, indices)
-        return ode_sample(self.network, noise, labels, sigma_data, method.steps, method.sampler)
+            return consistency_sample(self._at_scale, noise, labels, sigma_data, times, seed, indices)
+        return ode_sample(self._at_scale, noise, labels, sigma_data, method.steps, method.sampler)
+
+    def _at_scale(self, u: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The network at this generator's guidance: guided students are told, diffusion models evaluated twice."""
+        if is_guided(self.config):
+            return self.network(u, t, labels, torch.full_like(t, self.guidance))
+        if self.guidance == 1:
+            return self.network(u, t, labels)
+        scale = torch.full_like(t, self.guidance)
+        return guided(self.network, u, t, labels, scale, len(self.about.classes)), torch.zeros_like(t)
 
 
-def teacher_solutions(teacher: WeightsFrom, seed: int, count: int, folder: Path, device: torch.device) -> Tensor:
+def teacher_solutions(
+    teacher: WeightsFrom, seed: int, count: int, folder: Path, device: torch.device, guidance: float = 1.0
+) -> Tensor:
     """The teacher's Heun solutions of images 0 to count - 1, in model space; computed once and kept in `folder`.
 
     A distance to them is fair only for a student of the same sigma_data and data, which is the caller's affair.
     """
     images = teacher.images if teacher.images is not None else newest_images(teacher.run)
     steps = snapshot_config(teacher.run, images).evaluation.ode_steps
-    identity = f"{teacher.run.resolve()} {images} {teacher.ema} {steps} {seed} {count}"
+    identity = f"{teacher.run.resolve()} {images} {teacher.ema} {steps} {seed} {count} {guidance}"
     path = folder / f"ode-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
     if path.is_file():
         return load_file(path)["x"]
-    x = Generator.of(teacher.run, images, teacher.ema, device).draw(Method("heun", steps), seed, count).x
+    x = Generator.of(teacher.run, images, teacher.ema, device, guidance).draw(Method("heun", steps), seed, count).x
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(path, save({"x": x}, {"teacher": identity}))
     return x

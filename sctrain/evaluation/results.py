@@ -13,12 +13,13 @@ from torch import Tensor
 
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
-from sctrain.evaluation.generation import Method, snapshot_config
+from sctrain.evaluation.generation import Method
 from sctrain.evaluation.publishing import PICTURES, SCALARS
 from sctrain.evaluation.reference import FIGURES
 from sctrain.evaluation.scoring import REAL
 from sctrain.reporting.scalars import read_stats
 from sctrain.runs import RunFolder, image_count_name
+from sctrain.snapshots import snapshot_config
 
 TITLES = {"teacher": "Teacher", "scd": "sCD", "sct": "sCT"}
 

@@ -68,7 +68,7 @@ def evaluate_snapshot(
                 pixels = _pixels(generator, drawn, images, method)
                 chosen = grid_indices(len(pixels), judge.num_classes)
                 evaluation.pictures.setdefault(method.name, pixels[chosen])
-                figures = _figures(pixels, generator, judge) | _ode_distance(drawn, judge, teacher, seed, device)
+                figures = _figures(pixels, generator, judge) | _ode_distance(drawn, judge, teacher, seed, generator)
                 evaluation.lines.append(_line(images, ema, seed, method, drawn, figures))
                 between()
     return evaluation
@@ -80,13 +80,13 @@ def _figures(pixels: Tensor, generator: Generator, judge: Judge) -> dict[str, fl
 
 
 def _ode_distance(
-    drawn: Drawn, judge: Judge, teacher: WeightsFrom | None, seed: int, device: torch.device
+    drawn: Drawn, judge: Judge, teacher: WeightsFrom | None, seed: int, generator: Generator
 ) -> dict[str, float | None]:
-    """Mean squared distance to the teacher's ODE solutions of the same noise and labels, in model space."""
+    """Mean squared distance to the teacher's ODE solutions of the same noise, labels and guidance, in model space."""
     if teacher is None:
         return {"ode_mse": None}
     pairs = min(len(drawn.x), ODE_PAIRS)
-    solutions = teacher_solutions(teacher, seed, pairs, judge.evaluations, device)
+    solutions = teacher_solutions(teacher, seed, pairs, judge.evaluations, generator.device, generator.guidance)
     return {"ode_mse": mean_squared_distance(drawn.x[:pairs].nan_to_num(), solutions)}
 
 

@@ -14,13 +14,13 @@ import torch
 
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
-from sctrain.evaluation.generation import snapshot_config
 from sctrain.evaluation.publishing import update_metrics, write_pictures, write_tensorboard
 from sctrain.evaluation.queue import Claim, OvertakenError, claim, is_done
 from sctrain.evaluation.scoring import Evaluation, Judge, evaluate_snapshot
 from sctrain.reporting.console import say
 from sctrain.reporting.grids import GRID_COLUMNS
 from sctrain.runs import RunFolder, numbered
+from sctrain.snapshots import snapshot_config
 
 POLL_SECONDS = 2.0
 

@@ -17,4 +17,5 @@ def build_objective(config: DiffusionObjective | ContinuousObjective, sigma_data
         tangent_normalization=config.tangent_normalization,
         tangent_constant=config.tangent_constant,
         tangent_warmup_images=config.tangent_warmup_images,
+        guidance=config.guidance and (config.guidance.low, config.guidance.high),
     )

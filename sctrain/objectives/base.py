@@ -41,11 +41,17 @@ class Draws:
     t: Tensor
     labels: Tensor  # after label dropout; num_classes means none
     r: float = 1.0
+    guidance: Tensor | None = None  # scale of classifier-free guidance, for networks that are told it
+
+    @property
+    def conditions(self) -> tuple[Tensor, ...]:
+        """What a network takes after (u, t)."""
+        return (self.labels,) if self.guidance is None else (self.labels, self.guidance)
 
 
-# F and w of a network at (u, t, labels), u = x_t / sigma_data.
-Network = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-# (F, w) with their graph and dF without: (network, (u, t), (t_u, t_t), labels) -> ((F, w), t_F).
+# F and w of a network at (u, t, labels), u = x_t / sigma_data; a guided one takes the scale after the labels.
+Network = Callable[..., tuple[Tensor, Tensor]]
+# (F, w) with their graph and dF without: (network, (u, t), (t_u, t_t), *conditions) -> ((F, w), t_F).
 TangentEngine = Callable[..., tuple[tuple[Tensor, ...], Tensor]]
 
 

@@ -7,16 +7,18 @@ The consistency function f = cos t x_t - sin t sigma_d F must be constant along 
 is the tangent g; training moves F along g / (||g|| + c). `r` warms the second, unstable part up.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sctrain.objectives.base import Draws, Loss, Networks, Progress
+from sctrain.guidance import guided
+from sctrain.objectives.base import Batch, Draws, Loss, Networks, Progress
 from sctrain.objectives.diffusion import weighted
 from sctrain.objectives.drawing import TrigFlowDraws, l2_norm, mean_square, rms_factor
 from sctrain.processes import diffuse, per_sample, velocity
+from sctrain.randomness import SampleGenerator
 
 
 def consistency_tangent(
@@ -41,6 +43,14 @@ class ContinuousConsistency(TrigFlowDraws):
     tangent_normalization: Literal["l2", "rms"]
     tangent_constant: float
     tangent_warmup_images: int
+    guidance: tuple[float, float] | None = None  # the scale is drawn uniformly from this interval (sCM section 5)
+
+    def draw(self, generator: SampleGenerator, batch: Batch, progress: Progress) -> Draws:
+        draws = super().draw(generator, batch, progress)
+        if self.guidance is None:
+            return draws
+        low, high = self.guidance
+        return replace(draws, guidance=low + (high - low) * generator.uniform())
 
     def warmup(self, progress: Progress) -> float:
         """r rises linearly from 0 to 1 (sCM section 4.1)."""
@@ -53,7 +63,7 @@ class ContinuousConsistency(TrigFlowDraws):
         # Rearranged so that no intermediate tangent grows near t = 0 or pi/2: the direction carries cos t sin t.
         cos_sin = t.cos() * t.sin()
         direction = (per_sample(cos_sin, u) * dx_dt / self.sigma_data, cos_sin)
-        (F, log_weight), t_F = networks.tangent(networks.student, (u, t), direction, draws.labels)
+        (F, log_weight), t_F = networks.tangent(networks.student, (u, t), direction, *draws.conditions)
         target = F.detach()
         g = consistency_tangent(x_t, dx_dt, target, t_F, t, draws.r, self.sigma_data)
         step = normalized(g, self.tangent_constant, self.tangent_normalization)
@@ -66,9 +76,13 @@ class ContinuousConsistency(TrigFlowDraws):
         return Loss(weighted(error, log_weight), diagnostics)
 
     def flow_velocity(self, draws: Draws, u: Tensor, networks: Networks) -> Tensor:
-        """dx_t/dt: the teacher's sigma_d F (sCD), or cos t z - sin t x0 of this very sample (sCT)."""
+        """dx_t/dt: the teacher's sigma_d F (sCD), guided or not, or cos t z - sin t x0 of this very sample (sCT)."""
         if not self.distill:
             return velocity(draws.x0, draws.z, draws.t)
         assert networks.teacher is not None, "sCD needs a teacher"
         with torch.no_grad():
-            return self.sigma_data * networks.teacher(u, draws.t, draws.labels)[0]
+            if draws.guidance is None:
+                return self.sigma_data * networks.teacher(u, draws.t, draws.labels)[0]
+            return self.sigma_data * guided(
+                networks.teacher, u, draws.t, draws.labels, draws.guidance, self.num_classes
+            )

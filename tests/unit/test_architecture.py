@@ -18,6 +18,7 @@ FLOORS = {
     "sctrain.config": 1,
     "sctrain.errors": 1,
     "sctrain.files": 1,
+    "sctrain.guidance": 1,
     "sctrain.power_ema": 1,
     "sctrain.processes": 1,
     "sctrain.randomness": 1,

@@ -129,6 +129,41 @@ def test_finite_differences_follow_the_same_direction(distill):
     assert (other.diagnostics["tangent_ratio"] / norms[0][2] - 1).abs().max() > 0.01
 
 
+def test_guided_distillation_follows_the_guided_teacher():
+    """dx/dt = sigma_d (F_none + s (F_label - F_none)), every sample with its own s, which the student is told."""
+    told = []
+
+    def teacher(u, t, labels):
+        return u * per_sample(1.0 + labels, u), torch.zeros_like(t)
+
+    def student(u, t, labels, guidance):
+        told.append(guidance)
+        return u * per_sample(t, u), torch.zeros_like(t)
+
+    objective = consistency(0.5, True, guidance=(1.0, 3.0))
+    draws = replace(some_draws(0.5), guidance=torch.linspace(1, 3, B, dtype=torch.float64))
+    u = diffuse(draws.x0, draws.z, draws.t) / 0.5
+    expected = 0.5 * u * per_sample(11 + draws.guidance * (draws.labels - 10), u)
+    networks = Networks(student, single_pass, teacher)
+    torch.testing.assert_close(objective.flow_velocity(draws, u, networks), expected)
+    objective.loss(draws, networks)
+    assert told == [draws.guidance]
+
+
+def test_scale_of_guidance_is_drawn_per_sample_and_changes_no_other_draw():
+    batch = Batch(torch.randn(64, *SHAPE), torch.arange(64) % 10)
+    plain, scaled = (
+        consistency(0.5, True, guidance=guidance).draw(
+            SampleGenerator(0, range(64), Purpose.TRAINING), batch, Progress(0, 1)
+        )
+        for guidance in (None, (1.0, 1.5))
+    )
+    assert plain.guidance is None and len(scaled.guidance.unique()) == 64
+    assert 1.0 <= scaled.guidance.min() < 1.1 and 1.4 < scaled.guidance.max() <= 1.5
+    for name in ("z", "t", "labels"):
+        assert torch.equal(getattr(plain, name), getattr(scaled, name))
+
+
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0])
 def test_tangent_vanishes_at_the_exact_consistency_function(sigma_data):
     gaussian = Gaussian.example(sigma_data)

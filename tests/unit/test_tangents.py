@@ -153,6 +153,20 @@ def test_a_network_that_ignores_its_inputs_has_no_tangent():
     assert value is constant and torch.equal(tangent, torch.zeros(2))
 
 
+def test_a_guided_network_starts_as_its_teacher_and_learns_to_listen():
+    options = DiTOptions(width=32, depth=2, heads=2)
+    teacher, student = (build_network(options, 1, 8, 8, 10, guided=guided) for guided in (False, True))
+    missing = student.load_state_dict(teacher.state_dict(), strict=False).missing_keys
+    assert missing == ["condition.guidance.weight", "condition.guidance.bias"]
+    u, t, labels, scale = torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([1, 2]), torch.tensor([1.0, 2.0])
+    assert torch.equal(student(u, t, labels, scale)[0], teacher(u, t, labels)[0])
+    for module in (student.head, student.blocks[0].down, student.condition.guidance):
+        torch.nn.init.normal_(module.weight, std=0.1)
+    assert not torch.equal(student(u, t, labels, scale)[0], student(u, t, labels, 2 * scale)[0])
+    with pytest.raises(AssertionError, match="guided network"):
+        student(u, t, labels)
+
+
 def test_time_frequencies_are_at_most_one_radian():
     t = torch.tensor([0.3], dtype=torch.float64)
     embedding = PositionalEmbedding(16)

@@ -14,6 +14,7 @@ import torch
 from digits import prepared, publish_random, tiny_config, write_status
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sctrain.building import open_split, teacher_network
 from sctrain.config.schema import WeightsFrom
 from sctrain.errors import UserError
 from sctrain.evaluation import worker
@@ -117,6 +118,41 @@ def test_sct_is_compared_with_the_teacher_it_is_given(tmp_path: Path, teacher: P
         evaluate(tmp_path / run, watch=False)
     assert [line["ode_mse"] for line in lines(tmp_path / "alone")] == [None]
     assert all(line["ode_mse"] > 0 for line in lines(tmp_path / "beside"))
+
+
+def test_guidance_of_a_teacher_and_of_a_guided_student(tmp_path: Path, teacher: Path):
+    """A guided diffusion model is evaluated with and without labels; a guided student is told the scale."""
+    plain, guided = (Generator.of(teacher, 32, 0.05, CPU, scale).draw(Method("euler", 2), 0, 20) for scale in (1, 2))
+    assert (plain.nfe, guided.nfe) == (2, 4) and not torch.allclose(plain.x, guided.x)
+    source = {"run": str(teacher), "images": 32, "ema": 0.05}
+    objective = {"name": "scd", "guidance": {"low": 1.0, "high": 2.0}}
+    config = tiny_config(tmp_path / "guided", "scd", teacher=source, evaluation={"guidance": 1.5})
+    config = config.model_validate(config.model_dump() | {"objective": objective})
+    publish_random(config, 16)
+    drawn = [
+        Generator.of(config.run_dir, 16, 0.05, CPU, s).draw(Method("consistency", 1), 0, 20) for s in (None, 1.5, 2)
+    ]
+    assert torch.equal(drawn[0].x, drawn[1].x) and not torch.allclose(drawn[0].x, drawn[2].x)
+    evaluate(config.run_dir, watch=False)
+    assert len(list(RunFolder(config.run_dir).evaluations.glob("ode-*"))) == 1
+
+
+def test_guidance_that_a_student_has_not_learnt_is_refused(tmp_path: Path, teacher: Path):
+    run = student(tmp_path / "scd", teacher, 16)
+    with pytest.raises(UserError, match="distilled without 'objective"):
+        Generator.of(run, 16, 0.05, CPU, 2.0)
+
+
+def test_a_teacher_without_label_dropout_cannot_guide(tmp_path: Path):
+    objective = {"name": "trigflow", "label_dropout": 0.0}
+    taught = tiny_config(tmp_path / "taught", "trigflow")
+    publish_random(taught.model_validate(taught.model_dump() | {"objective": objective}), 16)
+    config = tiny_config(
+        tmp_path / "guided", "scd", teacher={"run": str(tmp_path / "taught"), "images": 16, "ema": 0.05}
+    )
+    config = config.model_validate(config.model_dump() | {"objective": {"name": "scd", "guidance": {}}})
+    with pytest.raises(UserError, match="trained without label dropout, so it cannot be guided"):
+        teacher_network(config, open_split(config).description)
 
 
 def test_teacher_without_snapshots_is_named(tmp_path: Path):

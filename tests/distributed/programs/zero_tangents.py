@@ -82,7 +82,7 @@ def network(seed: int, case: Case):
     """No gate is zero: a zero tangent would verify nothing."""
     torch.manual_seed(seed)
     options = DiTOptions(width=32, depth=2, heads=2, patch_size=2, dropout=case.dropout)
-    made = build_network(options, 1, 8, 8, 10, Execution(checkpointing=case.checkpointing))
+    made = build_network(options, 1, 8, 8, 10, execution=Execution(checkpointing=case.checkpointing))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
