@@ -25,6 +25,10 @@ USER_ERROR = 2
 INTERRUPTED = 130
 LOST_PEER = OwnUserError("another rank ended; its own message says why")
 _LOST_PEER_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's words
+# Names that `bench` knows, written once more here so that --help needs no torch.
+_STUDENTS = ("sct", "scd", "scd-guided")
+_ENGINES = ("single_pass", "two_pass", "finite_difference")
+_ATTENTION = ("reference", "blocked", "triton")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
 
 
@@ -143,6 +147,45 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("grid.png"), help="image file (default: grid.png)")
 
 
+def _count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
+
+
+def _bench(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    step = kinds.add_parser("step", help="consistency steps beside a plain diffusion step of the same network")
+    step.add_argument("--width", type=_count, default=384)
+    step.add_argument("--depth", type=_count, default=8)
+    step.add_argument("--heads", type=_count, default=6)
+    step.add_argument("--side", type=_count, default=32, help="of the latents, in pixels; tokens are 2x2 (default: 32)")
+    step.add_argument("--batch", type=_count, default=4, help="over all ranks (default: 4)")
+    step.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    step.add_argument("--tangent-precision", choices=("value", "fp32"), default="value")
+    step.add_argument("--attention", choices=("auto", *_ATTENTION), default="auto")
+    step.add_argument("--ranks", type=_count, nargs="+", default=[1, 2], help="numbers of local ranks (default: 1 2)")
+    step.add_argument("--objectives", nargs="+", choices=_STUDENTS, default=_STUDENTS, metavar="NAME")
+    step.add_argument("--engines", nargs="+", choices=_ENGINES, default=_ENGINES, metavar="NAME")
+    step.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
+    attention = kinds.add_parser("attention", help="attention with tangents beside its value alone, over lengths")
+    lengths = [2**power for power in range(8, 15)]
+    attention.add_argument("--lengths", type=_count, nargs="+", default=lengths, metavar="N", help="256 .. 16384")
+    attention.add_argument("--head-dims", type=_count, nargs="+", default=[64], metavar="D", help="default: 64")
+    attention.add_argument("--batch", type=_count, default=1)
+    attention.add_argument("--heads", type=_count, default=2)
+    attention.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    attention.add_argument("--backends", nargs="+", choices=_ATTENTION, metavar="NAME", help="default: as chosen here")
+    precision = kinds.add_parser("precision", help="errors of tangents in low precision on a trained run")
+    precision.add_argument("run", type=Path, help="run folder")
+    precision.add_argument("--ema", type=float, help="relative EMA width (default: the run's first to be scored)")
+    for kind in (step, attention, precision):
+        _add_global_flags(kind)
+        kind.add_argument("--rounds", type=_count, default=5, help="interleaved measurements of each (default: 5)")
+        kind.add_argument("--json", action="store_true", help="a list of rows instead of a table")
+
+
 def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="name=RUN", help="teacher=, scd= or sct= and its run folder")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
@@ -159,6 +202,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "evaluate": ("score the published snapshots of a run", _evaluate),
     "sample": ("draw images from the newest snapshot of a run", _sample),
     "doctor": ("check this machine, and a run description if one is given", lambda parser: _add_config(parser, "?")),
+    "bench": ("measure what a training step costs here", _bench),
     "report": ("write report.html and figures.json about finished runs", _report),
     "quickstart": ("see the whole system work on real images, without a GPU in ten minutes", _quickstart),
 }

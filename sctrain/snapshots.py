@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -80,7 +81,15 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def snapshot_config(run: Path, images: int) -> RunConfig:
     """The description that the snapshot of `run` at `images` was trained with."""
-    return RunConfig.model_validate(read_config(RunFolder(run).snapshots / image_count_name(images)))
+    path = RunFolder(run).snapshots / image_count_name(images)
+    try:
+        return RunConfig.model_validate(read_config(path))
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(
+            f"{path} was published by another version of sctrain, whose description differs at '{key}': "
+            "use that version, or train the run again"
+        ) from error
 
 
 def load_weights(folder: Path, images: int | None, width: float) -> dict[str, Tensor]:

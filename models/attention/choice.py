@@ -41,7 +41,7 @@ def chosen_backend(device: torch.device, dtype: torch.dtype, head_dim: int, back
     return "triton" if device.type == "cuda" and suits and find_spec("triton") is not None else "blocked"
 
 
-def _implementation(name: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+def implementation(name: str) -> Callable[..., tuple[Tensor, ...]]:
     if name == "triton":
         from models.attention.kernel import triton_sweep  # needs Triton, which there is on Linux with a GPU only
 
@@ -55,7 +55,7 @@ def _attention(function: Callable, args: tuple, kwargs: dict) -> Dual:
     q, k, v, *rest = args
     values, tangents = zip(*map(_parts, (q, k, v)), strict=True)
     backend = chosen_backend(q.device, tangents[0].dtype, q.shape[-1], *rest, **kwargs)
-    return Dual(*_WithTangent.apply(*values, *tangents, _implementation(backend)))
+    return Dual(*_WithTangent.apply(*values, *tangents, implementation(backend)))
 
 
 @rule("scaled_dot_product_attention")

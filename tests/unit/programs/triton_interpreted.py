@@ -35,6 +35,8 @@ def main() -> None:
             q, k, v, *tangents = (torch.randn(shape).transpose(1, 2).to(dtype) for _ in range(6))
             primals = (logits * q, k, v)
             out, t_out, logsumexp = triton_sweep(*primals, *tangents)
+            for alone, beside in zip(triton_sweep(*primals), (out, logsumexp), strict=True):
+                assert torch.equal(alone, beside)
             assert out.dtype == t_out.dtype == dtype and logsumexp.dtype == torch.float32
             wide = [tuple(x.double() for x in xs) for xs in (primals, tangents)]
             exact, t_exact = torch.func.jvp(plain, *wide)
