@@ -13,32 +13,45 @@ _BIN_EDGES = (0.4, 0.8, 1.2)
 
 
 class Monitor:
-    """Accumulates per-sample values; `means` empties it. Values that are not finite stay visible as such."""
+    """Accumulates per-sample values; `means` empties it.
+
+    Samples whose tangent overflowed, or whose loss is not finite, are counted and left out of the means, so that these
+    stay readable; the trainer bounds their share.
+    """
 
     def __init__(self, world: World):
         self._world = world
         self._edges = torch.tensor(_BIN_EDGES, device=world.device)
         self._sums: dict[str, Tensor] = {}
-        self._nonfinite = torch.zeros(1, device=world.device)
+        self._samples = torch.zeros(2, device=world.device, dtype=torch.float64)  # dropped, all
+        self._warmup = 1.0
 
     def add(self, draws: Draws, loss: Loss) -> None:
         """Count one micro-batch."""
         bins = torch.bucketize(draws.t, self._edges, right=True)
         per_sample = loss.per_sample.detach()
-        self._nonfinite += (~per_sample.isfinite()).sum()
+        sound = per_sample.isfinite()
+        if loss.dropped is not None:
+            sound &= ~loss.dropped
+        self._samples += torch.stack([(~sound).sum(), sound.new_tensor(len(sound), dtype=torch.long)])
+        self._warmup = draws.r
         for name, values in {"loss": per_sample, **loss.diagnostics}.items():
-            self._accumulate(name, values, bins)
+            self._accumulate(name, values, bins, sound)
 
-    def _accumulate(self, name: str, values: Tensor, bins: Tensor) -> None:
+    def _accumulate(self, name: str, values: Tensor, bins: Tensor, sound: Tensor) -> None:
         sums = self._sums.setdefault(
             name, torch.zeros(2, len(_BIN_EDGES) + 1, dtype=torch.float64, device=values.device)
         )
-        stacked = torch.stack([values.double(), torch.ones_like(values, dtype=torch.float64)])
-        sums.index_add_(1, bins, stacked)
+        sums.index_add_(1, bins, torch.stack([values.double().where(sound, 0), sound.double()]))
 
     def means(self) -> dict[str, float]:
-        """Means over all ranks since the last call: `loss/all`, `loss/t0.4-0.8`, ... and the non-finite samples."""
-        scalars = {"guard/nonfinite_samples": self._world.sum(self._nonfinite).item()}
+        """Means over all ranks since the last call: `loss/all`, `loss/t0.4-0.8`, ... and what was dropped.
+
+        `loss/all` is nan where no sample was left.
+        """
+        dropped, samples = self._world.sum(self._samples).tolist()
+        scalars = {"guard/dropped_samples": dropped, "guard/dropped_share": dropped / samples}
+        scalars["objective/warmup"] = self._warmup
         edges = (0.0, *_BIN_EDGES, math.pi / 2)
         for name, sums in self._sums.items():
             total, count = self._world.sum(sums)
@@ -47,5 +60,5 @@ class Monitor:
                 if count[i] > 0:
                     scalars[f"{name}/t{edges[i]:.1f}-{edges[i + 1]:.1f}"] = (total[i] / count[i]).item()
         self._sums.clear()
-        self._nonfinite.zero_()
+        self._samples.zero_()
         return scalars

@@ -6,7 +6,7 @@ import fcntl
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import IO
 
 import psutil
@@ -15,6 +15,7 @@ from sctrain.config.loading import difference, dump
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.files import write_json, write_text
+from sctrain.record import Record
 from sctrain.reporting.console import say
 from sctrain.runs import RunFolder, image_count_name, numbered
 from sctrain.snapshots import publish
@@ -29,20 +30,6 @@ _IDENTITY = (
     *("name", "seed", "sigma_data", "network", "objective.name", "teacher", "optimizer.name", "ema", "precision"),
     *("batch.global_size", "data.mean", "data.std", "data.shuffle_window"),
 )
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a checkpoint says beside its tensors."""
-
-    images: int = 0
-    skipped: int = 0  # steps dropped because the gradient was not finite
-    skipped_in_row: int = 0
-
-    def after_step(self, size: int, applied: bool) -> Record:
-        """The record after a step of `size` images. They count as seen also where the step was dropped."""
-        in_row = 0 if applied else self.skipped_in_row + 1
-        return Record(self.images + size, self.skipped + (not applied), in_row)
 
 
 def claim_folder(config: RunConfig, world: World) -> IO[str] | None:
@@ -119,12 +106,37 @@ class RunState:
                     f"or choose another run_dir"
                 )
             load_state(path, self.shards, self.ema)
-            record = Record(stored["images"], stored["skipped"], stored["skipped_in_row"])
+            record = self._as_rolled_back(Record.from_json(stored))
         if self.world.is_main:
             self._begin(record)
         self.world.barrier()
         self.running(record.images)
         return record
+
+    def roll_back(self, record: Record) -> Record:
+        """Return to the newest checkpoint, and past the samples that led here; the record to go on with."""
+        self._checkpoints.wait()
+        self.world.barrier()
+        path = latest(self.folder.checkpoints)
+        if path is None:
+            raise UserError(
+                f"the gradient's norm spikes before the first checkpoint of {self.folder.root}: lower "
+                "optimizer.learning_rate, or set cadence.checkpoint lower"
+            )
+        self.stall_seconds = 0.0
+        back = record.rolled_back_to(Record.from_json(read_record(path)))
+        if self.world.is_main:
+            write_json(self.folder.rollback, asdict(back))
+            say(f"the gradient's norm spiked {len(record.recent_spikes)} times: back from {record.images} images")
+        self.world.barrier()
+        return self.resume()
+
+    def _as_rolled_back(self, record: Record) -> Record:
+        """A return to this very checkpoint is remembered beside it, for checkpoints never change."""
+        if not self.folder.rollback.is_file():
+            return record
+        noted = Record.from_json(json.loads(self.folder.rollback.read_text()))
+        return noted if noted.images == record.images and noted.rollbacks > record.rollbacks else record
 
     def _begin(self, record: Record) -> None:
         """Forget what an abandoned future of this run left behind: readers must not take it for ours."""

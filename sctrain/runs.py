@@ -13,12 +13,15 @@ class RunFolder:
     """Paths inside one run.
 
     run/
-      config.yaml                     the resolved description status.json                     {"state": "running" |
-      "finished" | "stopped", "images": int, "wall_seconds": float} stats.jsonl                     one line of
-      training scalars per status interval metrics.jsonl                   one line per evaluated (snapshot, EMA
-      width, seed, sampler, steps) checkpoints/000000032768/       sharded training state; complete or absent
-      snapshots/000000032768/         EMA weights for readers; complete or absent evaluations/000000032768/
-      claim, metrics.json, grids of one snapshot tensorboard/train, tensorboard/evaluation
+      config.yaml                 the resolved description
+      status.json                 {"state": "running" | "finished" | "stopped", "images": int, "wall_seconds": float}
+      stats.jsonl                 one line of training scalars per status interval
+      metrics.jsonl               one line per evaluated (snapshot, EMA width, seed, sampler, steps)
+      rollback.json               the last return to a checkpoint, if there was one
+      checkpoints/000000032768/   sharded training state; complete or absent
+      snapshots/000000032768/     EMA weights for readers; complete or absent
+      evaluations/000000032768/   claim, metrics.json, grids of one snapshot
+      tensorboard/                train, evaluation
     """
 
     root: Path
@@ -38,6 +41,10 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
+
+    @property
+    def rollback(self) -> Path:
+        return self.root / "rollback.json"
 
     @property
     def checkpoints(self) -> Path:

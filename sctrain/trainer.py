@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
 
 from data_pipeline.loader import stream
 from models.tangent.engines import tangent_engine
-from sctrain import building
+from sctrain import building, guard
 from sctrain.config.deepspeed import deepspeed_config, derive_batch
 from sctrain.config.schema import RunConfig
-from sctrain.errors import UserError
 from sctrain.monitor import Monitor
 from sctrain.objectives import build_objective
 from sctrain.objectives.base import Batch, Networks, Progress
@@ -54,13 +54,21 @@ class Trainer:
         self.monitor = Monitor(world)
         self.state = RunState(config, world, lock, self.dataset.index.fingerprint, self.student.shards, self.ema)
         self.record = self.state.resume()
+        self._open()
+
+    def _open(self) -> None:
+        """Data and reports from where the record says."""
         self.batches = self._stream()
-        self.scalars = ScalarWriter(self.state.folder, self.images, enabled=world.is_main)
-        self.status = StatusLine(config.budget_images, self.images, enabled=world.is_main)
+        self.scalars = ScalarWriter(self.state.folder, self.images, enabled=self.world.is_main)
+        self.status = StatusLine(self.config.budget_images, self.images, enabled=self.world.is_main)
+
+    def _close(self) -> None:
+        for part in (self.batches, self.scalars, self.status):
+            part.close()
 
     @property
     def images(self) -> int:
-        """Seen so far: also the position in the endless sequence of samples."""
+        """Seen so far."""
         return self.record.images
 
     def _networks(self) -> tuple[StudentEngine, Networks]:
@@ -84,7 +92,7 @@ class Trainer:
         return stream(
             self.dataset,
             seed=config.seed,
-            start=self.images,
+            start=self.record.position,
             global_batch=config.batch.global_size,
             micro_batch=micro,
             rank=self.world.rank,
@@ -118,13 +126,29 @@ class Trainer:
             draws = self.objective.draw(generator, batch, progress)
             loss = self.objective.loss(draws, self.networks)
             self.student.backward(loss.per_sample.mean())
-            result = self.student.step(rate)
+            result = self.student.step(rate, self.accepts)
             self.monitor.add(draws, loss)
-        before, self.record = self.images, self.record.after_step(size, result.applied)
+        before = self.images
+        spike = not result.applied and math.isfinite(result.grad_norm)
+        self.record = self.record.after_step(
+            size, result.grad_norm, applied=result.applied, spike=spike, window=self.config.guard.spike_window
+        )
         if result.applied:
             self.ema.update(before, self.images)
         self.report(before, rate, result)
-        self.guard()
+        guard.check(self.record, self.config.guard, self.config.run_dir)
+        if guard.must_roll_back(self.record, self.config.guard):
+            self.roll_back()
+
+    def accepts(self, grad_norm: float) -> bool:
+        """Whether a gradient of this norm may move the weights."""
+        return not guard.is_spike(grad_norm, self.record, self.config.guard)
+
+    def roll_back(self) -> None:
+        """Go on from the last checkpoint, past the samples since."""
+        self._close()
+        self.record = self.state.roll_back(self.record)
+        self._open()
 
     def fetch(self) -> tuple[Batch, SampleGenerator]:
         """The next micro-batch of this rank in model space, and the generator of its samples."""
@@ -134,15 +158,6 @@ class Trainer:
         # Dropout masks: reproducible for a given number of ranks, independent between ranks and steps.
         torch.manual_seed(hash((self.config.seed, int(raw.positions[0]))) % 2**63)
         return batch, SampleGenerator(self.config.seed, raw.positions, Purpose.TRAINING, self.world.device)
-
-    def guard(self) -> None:
-        """Stop a run in which too many steps in a row were dropped because the gradient was not finite."""
-        if self.record.skipped_in_row > self.config.guard.max_skipped_steps:
-            raise UserError(
-                f"{self.record.skipped_in_row} steps in a row had a non-finite gradient, at {self.images} images: "
-                "lower optimizer.learning_rate or raise objective.tangent_constant, then repeat the command to go on "
-                f"from the last checkpoint in {self.config.run_dir} (guard.max_skipped_steps sets this limit)"
-            )
 
     def report(self, before: int, rate: float, result: StepResult) -> None:
         """Whatever is due between `before` and `self.images`: scalars, snapshot, checkpoint."""
@@ -160,17 +175,19 @@ class Trainer:
         speed = self.status.update(self.images, loss=means["loss/all"], wait_seconds=self.batches.wait_seconds)
         means |= speed | {"speed/checkpoint_stall_seconds": self.state.stall_seconds}
         means |= {"optimizer/learning_rate": rate, "optimizer/grad_norm": result.grad_norm}
-        means |= {"guard/skipped_steps": float(self.record.skipped)}
+        median = guard.median_norm(self.record)
+        means |= {"optimizer/grad_norm_median": math.nan if median is None else median}
+        counts = ("skipped", "spikes", "rollbacks")
+        means |= {f"guard/{name}": float(getattr(self.record, name)) for name in counts}
         self.scalars.write(self.images, means)
         self.state.running(self.images)
+        guard.check_dropped(means["guard/dropped_share"], self.images, self.config.guard)
 
     def __enter__(self) -> Trainer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.batches.close()
-        self.scalars.close()
-        self.status.close()
+        self._close()
         self.state.close()
 
 

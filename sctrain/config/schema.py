@@ -126,9 +126,16 @@ class CadenceConfig(Strict):
 
 
 class GuardConfig(Strict):
-    """Non-finite losses or gradients are skipped and counted; after this many in a row the run stops."""
+    """What is dropped is counted and shown as guard/*; beyond these bounds the run goes back, or stops."""
 
-    max_skipped_steps: Annotated[int, Field(ge=0)] = 20
+    max_skipped_steps: Annotated[int, Field(ge=0)] = 20  # in a row, whatever the reason
+    max_dropped_share: Annotated[float, Field(ge=0, le=1)] = 0.01  # of a status interval's samples, not finite
+    spike_factor: Annotated[float, Field(ge=0)] = 10.0  # a step is dropped above this many medians; 0 is off
+    spike_window: Annotated[int, Field(ge=16)] = 256  # steps whose median norm counts, and among which spikes do
+    spikes_before_rollback: Annotated[int, Field(ge=0)] = 5  # within the window; 0 never goes back
+    max_rollbacks: Annotated[int, Field(ge=0)] = 3  # to the last checkpoint, and past the samples since
+    tangent_error: Positive = 0.02  # of a block's tangent against central differences, at the start
+    precision_error: Positive = 0.1  # of the running precision's tangent against float32, at the start
 
 
 class EvaluationConfig(Strict):

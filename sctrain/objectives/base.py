@@ -66,10 +66,11 @@ class Networks:
 
 @dataclass(frozen=True)
 class Loss:
-    """Per-sample losses (B,), and per-sample diagnostics (B,) by name."""
+    """Per-sample losses (B,), diagnostics (B,) by name, and which samples (B,) were dropped: their loss is 0."""
 
     per_sample: Tensor
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    dropped: Tensor | None = None
 
 
 class Objective(Protocol):

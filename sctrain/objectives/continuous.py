@@ -8,7 +8,7 @@ is the tangent g; training moves F along g / (||g|| + c). `r` warms the second, 
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,15 @@ def normalized(g: Tensor, constant: float, norm: Literal["l2", "rms"]) -> Tensor
     return g / per_sample(l2_norm(g) / scale + constant, g)
 
 
+class Trajectory(NamedTuple):
+    """A point of the trajectory, and the network's inputs there with their tangents cos t sin t d/dt."""
+
+    x_t: Tensor
+    dx_dt: Tensor
+    primals: tuple[Tensor, Tensor]  # u = x_t / sigma_data, and t
+    direction: tuple[Tensor, Tensor]
+
+
 @dataclass(frozen=True)
 class ContinuousConsistency(TrigFlowDraws):
     """sCT where there is no teacher, sCD where there is one. The tangent's direction is the velocity used for dx/dt."""
@@ -57,23 +66,28 @@ class ContinuousConsistency(TrigFlowDraws):
         return min(1.0, progress.images / self.tangent_warmup_images) if self.tangent_warmup_images else 1.0
 
     def loss(self, draws: Draws, networks: Networks) -> Loss:
-        x_t, t = diffuse(draws.x0, draws.z, draws.t), draws.t
-        u = x_t / self.sigma_data
-        dx_dt = self.flow_velocity(draws, u, networks)
-        # Rearranged so that no intermediate tangent grows near t = 0 or pi/2: the direction carries cos t sin t.
-        cos_sin = t.cos() * t.sin()
-        direction = (per_sample(cos_sin, u) * dx_dt / self.sigma_data, cos_sin)
-        (F, log_weight), t_F = networks.tangent(networks.student, (u, t), direction, *draws.conditions)
+        at = self.trajectory(draws, networks)
+        (F, log_weight), t_F = networks.tangent(networks.student, at.primals, at.direction, *draws.conditions)
         target = F.detach()
-        g = consistency_tangent(x_t, dx_dt, target, t_F, t, draws.r, self.sigma_data)
-        step = normalized(g, self.tangent_constant, self.tangent_normalization)
+        g = consistency_tangent(at.x_t, at.dx_dt, target, t_F, draws.t, draws.r, self.sigma_data)
+        sound = g.isfinite().flatten(1).all(dim=1)  # a tangent that overflowed teaches nothing: its sample is dropped
+        step = normalized(g.where(per_sample(sound, g), 0), self.tangent_constant, self.tangent_normalization)
         error = mean_square(F - (target + step))
         diagnostics = {
             "tangent_norm": l2_norm(g),
             "tangent_ratio": l2_norm(t_F) / l2_norm(target).clamp_min(torch.finfo(F.dtype).tiny),
             "log_weight": log_weight.detach(),
         }
-        return Loss(weighted(error, log_weight), diagnostics)
+        return Loss(weighted(error, log_weight).where(sound, 0), diagnostics, dropped=~sound)
+
+    def trajectory(self, draws: Draws, networks: Networks) -> Trajectory:
+        """Where the student is evaluated, and the direction of its tangent."""
+        x_t, t = diffuse(draws.x0, draws.z, draws.t), draws.t
+        u = x_t / self.sigma_data
+        dx_dt = self.flow_velocity(draws, u, networks)
+        # Rearranged so that no intermediate tangent grows near t = 0 or pi/2: the direction carries cos t sin t.
+        cos_sin = t.cos() * t.sin()
+        return Trajectory(x_t, dx_dt, (u, t), (per_sample(cos_sin, u) * dx_dt / self.sigma_data, cos_sin))
 
     def flow_velocity(self, draws: Draws, u: Tensor, networks: Networks) -> Tensor:
         """dx_t/dt: the teacher's sigma_d F (sCD), guided or not, or cos t z - sin t x0 of this very sample (sCT)."""

@@ -84,6 +84,8 @@ def test_a_run_that_only_skips_stops(sctrain):
     """Weights blown up by an absurd learning rate: every later gradient is not finite."""
     config = sctrain.config("diverged", optimizer={"learning_rate": 1e30}, guard={"max_skipped_steps": 3})
     sentence = refused(sctrain, "train", config, "--ranks", 1)
+    assert "100.0% of the samples" in sentence and "guard.max_dropped_share" in sentence
+    sentence = refused(sctrain, "train", config, "--ranks", 1, "guard.max_dropped_share=1")
     assert "non-finite" in sentence and "guard.max_skipped_steps" in sentence
 
 

@@ -264,3 +264,25 @@ def test_draws_and_losses_do_not_depend_on_the_split():
     network = small_network().float()
     loss = [objective.loss(draws, Networks(network, single_pass)).per_sample for draws in (whole, *halves)]
     torch.testing.assert_close(loss[0], torch.cat(loss[1:]), rtol=2e-5, atol=1e-6)
+
+
+def test_a_tangent_that_is_not_finite_drops_its_sample_and_no_other():
+    network, draws = small_network(), some_draws(0.5)
+
+    def overflowing(*arguments):
+        (F, w), t_F = single_pass(*arguments)
+        t_F[2] = float("inf")
+        return (F, w), t_F
+
+    objective = consistency(0.5, False)
+    whole = objective.loss(draws, Networks(network, overflowing))
+    assert whole.dropped.tolist() == [False, False, True, False, False, False]
+    assert whole.per_sample[2] == 0 and whole.per_sample.isfinite().all()
+    whole.per_sample.sum().backward()
+    ours = [parameter.grad.clone() for parameter in network.parameters()]
+    network.zero_grad()
+    kept = torch.tensor([0, 1, 3, 4, 5])
+    others = Draws(*(getattr(draws, name)[kept] for name in ("x0", "z", "t", "labels")))
+    objective.loss(others, Networks(network, single_pass)).per_sample.sum().backward()
+    for mine, parameter in zip(ours, network.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad)
