@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.attention import attention
 from models.execution import Execution
 from models.layers import ConditionEmbedding, WeightingHead, pixel_norm
+from models.tangent.dual import value_of
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class DiT(nn.Module):
         for block in self.blocks:
             x = self.execution.run(block, x, condition)
         value = self.from_tokens(self.head(self.norm(x, condition)))
-        return value.to(u.dtype), self.weighting(t)
+        return value.to(u.dtype), self.weighting(value_of(t))  # nobody asks for the weight's tangent
 
     def to_tokens(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, C p p)."""

@@ -186,6 +186,11 @@ def _bench(parser: argparse.ArgumentParser) -> None:
         kind.add_argument("--json", action="store_true", help="a list of rows instead of a table")
 
 
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser, "?")
+    parser.add_argument("--verdict", type=Path, help=argparse.SUPPRESS)
+
+
 def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="name=RUN", help="teacher=, scd= or sct= and its run folder")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
@@ -201,7 +206,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train one run, or go on with it", _train),
     "evaluate": ("score the published snapshots of a run", _evaluate),
     "sample": ("draw images from the newest snapshot of a run", _sample),
-    "doctor": ("check this machine, and a run description if one is given", lambda parser: _add_config(parser, "?")),
+    "doctor": ("check this machine, and a run description with its tangents if one is given", _doctor),
     "bench": ("measure what a training step costs here", _bench),
     "report": ("write report.html and figures.json about finished runs", _report),
     "quickstart": ("see the whole system work on real images, without a GPU in ten minutes", _quickstart),

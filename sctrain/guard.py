@@ -7,6 +7,7 @@ import statistics
 from sctrain.config.schema import GuardConfig
 from sctrain.errors import UserError
 from sctrain.record import Record
+from sctrain.self_check import Verdict
 
 LEAST_HISTORY = 16  # steps before a median means anything
 
@@ -52,3 +53,19 @@ def check_dropped(share: float, images: int, config: GuardConfig) -> None:
             "compute.tangent_precision to fp32 or precision to fp32, or lower optimizer.learning_rate "
             "(guard.max_dropped_share sets this limit)"
         )
+
+
+def check_tangents(verdict: Verdict, config: GuardConfig) -> None:
+    """UserError if a tangent is wrong, or too coarse in the running precision."""
+    name, error = verdict.worst
+    if error > config.tangent_error:
+        raise UserError(
+            f"the tangent of {name} differs by {error:.1e} from central differences: set compute.attention to "
+            "reference to see whether its kernel is to blame (guard.tangent_error sets this limit)"
+        )
+    for name, error in verdict.running.items():
+        if error is not None and error > config.precision_error:
+            raise UserError(
+                f"the tangent in the {name} differs by {error:.1e} from the one in float32: set "
+                "compute.tangent_precision or precision to fp32 (guard.precision_error sets this limit)"
+            )

@@ -5,24 +5,18 @@ from __future__ import annotations
 import math
 from functools import partial
 
-import torch
-
-from data_pipeline.loader import stream
-from models.tangent.engines import tangent_engine
 from sctrain import building, guard
-from sctrain.config.deepspeed import deepspeed_config, derive_batch
 from sctrain.config.schema import RunConfig
 from sctrain.monitor import Monitor
-from sctrain.objectives import build_objective
-from sctrain.objectives.base import Batch, Networks, Progress
-from sctrain.randomness import Purpose, SampleGenerator
+from sctrain.objectives.base import Draws, Progress
+from sctrain.parts import Parts
 from sctrain.reporting.console import StatusLine
 from sctrain.reporting.scalars import ScalarWriter
 from sctrain.run_state import RunState, claim_folder
 from sctrain.schedules import learning_rate
 from sctrain.signals import StopRequest
 from sctrain.zero.ema import ShardedPowerEma
-from sctrain.zero.engine import FrozenEngine, StepResult, StudentEngine
+from sctrain.zero.engine import StepResult
 from sctrain.zero.world import World
 
 EXIT_STOPPED = 75  # by a signal, after a checkpoint: the same command goes on
@@ -45,20 +39,19 @@ class Trainer:
     def __init__(self, config: RunConfig, world: World, stop: StopRequest):
         self.config, self.world, self.stop = config, world, stop
         lock = claim_folder(config, world)
-        self.dataset = building.open_split(config)
-        data = self.dataset.description
-        self.space = building.model_space(config, data)
-        self.objective = build_objective(config.objective, config.sigma_data, len(data.classes))
-        self.student, self.networks = self._networks()
+        self.parts = Parts(config, world)
+        self.student = self.parts.student
         self.ema = ShardedPowerEma(self.student.shards, config.ema.widths)
         self.monitor = Monitor(world)
-        self.state = RunState(config, world, lock, self.dataset.index.fingerprint, self.student.shards, self.ema)
+        fingerprint = self.parts.dataset.index.fingerprint
+        self.state = RunState(config, world, lock, fingerprint, self.student.shards, self.ema)
         self.record = self.state.resume()
+        self.tangents_unverified, self.look_again = self.parts.has_tangents(), False
         self._open()
 
     def _open(self) -> None:
         """Data and reports from where the record says."""
-        self.batches = self._stream()
+        self.batches = self.parts.batches(self.record.position)
         self.scalars = ScalarWriter(self.state.folder, self.images, enabled=self.world.is_main)
         self.status = StatusLine(self.config.budget_images, self.images, enabled=self.world.is_main)
 
@@ -70,37 +63,6 @@ class Trainer:
     def images(self) -> int:
         """Seen so far."""
         return self.record.images
-
-    def _networks(self) -> tuple[StudentEngine, Networks]:
-        """The student and, for a distillation, its teacher: ZeRO-3 engines of their own."""
-        config, data = self.config, self.dataset.description
-        zero = deepspeed_config(config, self.world.size)
-        torch.manual_seed(config.seed)  # the same fresh weights on every rank
-        network = building.fresh_network(config, data)
-        source = building.start_weights(config)
-        if source is not None:
-            weights = building.snapshot_weights(source)
-            building.load_into(network, weights, source.run, as_a_start=True)
-        student, teacher = StudentEngine(network, config.optimizer, zero), None
-        if config.teacher is not None:
-            teacher = FrozenEngine(building.teacher_network(config, data), zero, self.world.device)
-        wide = torch.float32 if config.compute.tangent_precision == "fp32" else None
-        return student, Networks(student, tangent_engine(config.compute.tangent_engine, wide), teacher)
-
-    def _stream(self):
-        config, (micro, _) = self.config, derive_batch(self.config, self.world.size)
-        return stream(
-            self.dataset,
-            seed=config.seed,
-            start=self.record.position,
-            global_batch=config.batch.global_size,
-            micro_batch=micro,
-            rank=self.world.rank,
-            world=self.world.size,
-            workers=config.data.workers,
-            prefetch=config.data.prefetch_batches,
-            window=config.data.shuffle_window,
-        )
 
     def run(self) -> int:
         """Step until the budget is used up or a stop is asked for."""
@@ -122,9 +84,10 @@ class Trainer:
         rate = learning_rate(self.config.optimizer, self.images + size // 2, self.config.budget_images)
         result = None
         while result is None:  # micro-batches of one global batch
-            batch, generator = self.fetch()
-            draws = self.objective.draw(generator, batch, progress)
-            loss = self.objective.loss(draws, self.networks)
+            draws = self.parts.draw(next(self.batches), progress)
+            if self.tangents_unverified:
+                self.verify_tangents(draws)
+            loss = self.parts.objective.loss(draws, self.parts.networks)
             self.student.backward(loss.per_sample.mean())
             result = self.student.step(rate, self.accepts)
             self.monitor.add(draws, loss)
@@ -150,14 +113,13 @@ class Trainer:
         self.record = self.state.roll_back(self.record)
         self._open()
 
-    def fetch(self) -> tuple[Batch, SampleGenerator]:
-        """The next micro-batch of this rank in model space, and the generator of its samples."""
-        raw = next(self.batches)
-        images = raw.images.to(self.world.device, non_blocking=True)
-        batch = Batch(self.space.from_pixels(images), raw.labels.to(self.world.device, non_blocking=True))
-        # Dropout masks: reproducible for a given number of ranks, independent between ranks and steps.
-        torch.manual_seed(hash((self.config.seed, int(raw.positions[0]))) % 2**63)
-        return batch, SampleGenerator(self.config.seed, raw.positions, Purpose.TRAINING, self.world.device)
+    def verify_tangents(self, draws: Draws) -> None:
+        """Refuse to train on wrong tangents. What cannot be verified yet is looked at again with the next report."""
+        verdict = self.parts.verify_tangents(draws)
+        self.status.say(str(verdict))
+        guard.check_tangents(verdict, self.config.guard)
+        self.tangents_unverified = False
+        self.look_again = bool(verdict.unverified)
 
     def report(self, before: int, rate: float, result: StepResult) -> None:
         """Whatever is due between `before` and `self.images`: scalars, snapshot, checkpoint."""
@@ -165,6 +127,7 @@ class Trainer:
         cadence = self.config.cadence
         if due(cadence.status) or self.images >= self.config.budget_images:
             self._report_scalars(rate, result)
+            self.tangents_unverified = self.look_again
         if due(cadence.snapshot):
             self.state.publish(self.images)
         if due(cadence.checkpoint) and not self.record.skipped_in_row:  # a sick state replaces no good one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shutil
@@ -18,34 +19,51 @@ import torch
 
 from data_pipeline.description import read_description
 from data_pipeline.errors import DataError
+from launchers.local import run_ranks
 from sctrain import SIBLINGS, package_folder
 from sctrain.commands.train import planned_ranks
 from sctrain.config.deepspeed import derive_batch
 from sctrain.config.loading import load
-from sctrain.config.schema import RunConfig
+from sctrain.config.schema import ContinuousObjective, RunConfig
 from sctrain.errors import UserError
+from sctrain.reporting.console import say
 
 _OLDEST = {"torch": (2, 11), "deepspeed": (0, 19, 8)}
 _SHARED_MEMORY = 2**30  # bytes; what NCCL and data workers pass goes through it, and containers default to 64 MiB
 
 
 class Finding(NamedTuple):
-    """`mend` is empty where all is well."""
+    """`mend` is empty where all is well; `doubt` is why that could not be found out."""
 
     what: str
     mend: str = ""
+    doubt: str = ""
 
     def __str__(self) -> str:
-        return f"[!!] {self.what}: {self.mend}" if self.mend else f"[ok] {self.what}"
+        if self.mend:
+            return f"[!!] {self.what}: {self.mend}"
+        return f"[??] {self.what}: {self.doubt}" if self.doubt else f"[ok] {self.what}"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the findings; 2 if any of them needs a mend."""
+    """Print the findings; 2 if any of them needs a mend. Tangents are looked at where all else is well."""
+    if args.verdict is not None:  # as one of the ranks that `_tangents` starts
+        from sctrain.checkup import check_tangents
+
+        check_tangents(load(args.config, args.overrides), args.verdict)
+        return 0
     healthy = True
     for finding in _findings(args):
-        print(finding, flush=True)
-        healthy = healthy and not finding.mend
+        healthy = _show(finding) and healthy
+    if healthy and args.config:
+        for finding in _tangents(args, load(args.config, args.overrides)):
+            healthy = _show(finding) and healthy
     return 0 if healthy else 2
+
+
+def _show(finding: Finding) -> bool:
+    print(finding, flush=True)
+    return not finding.mend
 
 
 def _findings(args: argparse.Namespace) -> Iterator[Finding]:
@@ -146,3 +164,31 @@ def _writable(folder: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+def _tangents(args: argparse.Namespace, config: RunConfig) -> Iterator[Finding]:
+    """Of the networks as they would run here, against central differences; see self_check.py."""
+    if not isinstance(config.objective, ContinuousObjective):
+        return
+    ranks = planned_ranks(config)
+    say(f"verifying tangents on {ranks} rank{'s' * (ranks > 1)}, half a minute or more")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "verdict.json"
+        command = [sys.executable, "-m", "sctrain", "doctor", args.config, *args.overrides, "--verdict", str(file)]
+        if run_ranks(command, ranks, os.environ):
+            yield Finding("tangents", "the ranks ended early; their own message above says why")
+            return
+        verdict = json.loads(file.read_text())
+    state = f"at {verdict['images']:,} images" if verdict["images"] else "before the first step"
+    limits = (
+        ("blocks", "against central differences", config.guard.tangent_error, "compute.attention to reference"),
+        ("running", "against float32", config.guard.precision_error, "compute.tangent_precision or precision to fp32"),
+    )
+    for kind, against, limit, mend in limits:
+        for name, error in verdict[kind].items():
+            what = f"tangent of {name} {state}"
+            if error is None:
+                yield Finding(what, doubt="not verified, it is zero (gates that are fresh)")
+            else:
+                far = f"the limit is {limit:g}; try to set {mend}" if error > limit else ""
+                yield Finding(f"{what}: error {error:.1e} {against}", far)

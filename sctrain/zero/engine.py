@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import deepspeed
 import torch
 from torch import Tensor, nn
 
 from sctrain.config.schema import OptimizerConfig
-from sctrain.zero.internals import Zero3, carry_tangents
+from sctrain.zero.internals import Zero3, carry_tangents, release_shards
 from sctrain.zero.shards import PartitionedShards, ReplicatedShards, Shards
 
 _OPTIMIZERS = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam}
@@ -35,7 +36,7 @@ class StudentEngine:
         inner = make(network.parameters(), lr=optimizer.learning_rate, betas=optimizer.betas, eps=optimizer.eps)
         # DeepSpeed replaces the optimizer's parameters by fp32 masters, unless they are that already.
         self._engine, *_ = deepspeed.initialize(model=network, optimizer=inner, config=copy.deepcopy(config))
-        self.module, self._optimizer = network, inner
+        self.module, self._optimizer, self._config = network, inner, config
         self._zero3 = Zero3(network) if stage(config) == 3 else None
         if self._zero3 is not None:
             carry_tangents(network)
@@ -71,12 +72,38 @@ class StudentEngine:
         applied, self._verdict = bool(self._verdict), True
         return StepResult(applied, self._norm) if boundary else None
 
+    @contextmanager
+    def in_float32(self, make_network: Callable[[], nn.Module], device: torch.device) -> Iterator[ExactNetwork]:
+        """The network on its float32 masters: itself if it has no other weights, else a sharded copy for the while.
+
+        `make_network` builds one of the same shape; its weights do not matter. All ranks take part.
+        """
+        if not self._config["bf16"]["enabled"]:
+            yield ExactNetwork(self, self.module)
+            return
+        with torch.random.fork_rng():  # initial weights are drawn, and dropout masks must not notice
+            network = make_network()
+            frozen = FrozenEngine(network, _float32(self._config), device)
+        self.shards.copy_masters_to(network)
+        network.train()
+        try:
+            yield ExactNetwork(frozen, network)
+        finally:
+            frozen.release()
+
     def _step_if_accepted(self, *arguments: Any) -> Any:
         """In place of the optimizer's own step, which DeepSpeed calls once, or in ZeRO-3 once per group of shards."""
         if self._verdict is None:
             self._norm = self._norm if self._zero3 is None else self._zero3.gradient_norm
             self._verdict = math.isfinite(self._norm) and self._accept(self._norm)
         return self._step_optimizer(*arguments) if self._verdict else None
+
+
+class ExactNetwork(NamedTuple):
+    """A network in float32 that may be evaluated on all ranks together, and its module."""
+
+    network: Callable[..., Any]
+    module: nn.Module
 
 
 class FrozenEngine:
@@ -86,12 +113,24 @@ class FrozenEngine:
         network.requires_grad_(False).eval()
         if stage(config) == 3:
             self._network, *_ = deepspeed.initialize(model=network, config=copy.deepcopy(config))
+            carry_tangents(network)
         else:
             self._network = network.to(device, torch.bfloat16 if config["bf16"]["enabled"] else torch.float32)
 
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Any:
         return self._network(*inputs)
+
+    def release(self) -> None:
+        """Give up the weights: the engine may not be called any more."""
+        if isinstance(self._network, deepspeed.DeepSpeedEngine):
+            release_shards(self._network)
+
+
+def _float32(config: dict[str, Any]) -> dict[str, Any]:
+    """The same configuration for float32 weights that are partitioned without exception."""
+    zero = config["zero_optimization"] | {"stage3_param_persistence_threshold": 0}
+    return config | {"bf16": {"enabled": False}, "zero_optimization": zero}
 
 
 def stage(config: dict[str, Any]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from importlib.metadata import version
+from typing import Any
 
 import deepspeed.ops
 import torch
@@ -113,3 +114,10 @@ def compute_shard(parameter: nn.Parameter) -> Tensor:
 def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
     """Shape of a partitioned parameter."""
     return tuple(parameter.ds_shape)
+
+
+def release_shards(engine: Any) -> None:
+    """Free a frozen ZeRO-3 engine, which DeepSpeed's list of root modules would keep for ever."""
+    engine.destroy()
+    for parameter in engine.module.parameters():
+        parameter.ds_tensor.data = parameter.ds_tensor.new_empty(0)

@@ -109,6 +109,10 @@ class Shards(ABC):
             group["lr"] = rate
 
     @abstractmethod
+    def copy_masters_to(self, network: nn.Module) -> None:
+        """Into a float32 network of the same shape and stage, without communication."""
+
+    @abstractmethod
     def _step_once(self) -> None: ...
 
     @abstractmethod
@@ -156,6 +160,11 @@ class PartitionedShards(Shards):
     def _step_once(self) -> None:
         self._zero.step_flat_masters()
 
+    def copy_masters_to(self, network: nn.Module) -> None:
+        for name, parameter in network.named_parameters():
+            shard = self[name]
+            compute_shard(parameter).data[: shard.stop - shard.start].copy_(shard.master)
+
     @contextmanager
     def rewriting(self) -> Iterator[None]:
         self._zero.drop_whole_copies()
@@ -191,6 +200,10 @@ class ReplicatedShards(Shards):
 
     def _step_once(self) -> None:
         self._optimizer.step()
+
+    def copy_masters_to(self, network: nn.Module) -> None:
+        for name, parameter in network.named_parameters():
+            parameter.data.copy_(self[name].whole)  # pyright: ignore[reportAttributeAccessIssue]
 
     @contextmanager
     def rewriting(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """Each mistake ends in one clear sentence and exit code 2; nothing already saved is lost."""
 
 import fcntl
+import re
 import shutil
 
 import pytest
@@ -99,3 +100,23 @@ def test_teacher_of_another_shape(sctrain, short):
     teacher = {"run": str(sctrain.folder / short), "ema": 0.05}
     config = sctrain.config("misfit", objective={"name": "scd"}, teacher=teacher, network=network)
     assert "network" in refused(sctrain, "train", config, "--ranks", 1)
+
+
+def test_a_tangent_beyond_its_limit_refuses_to_start(sctrain):
+    config = sctrain.config("exact", guard={"tangent_error": 1e-9})
+    sentence = refused(sctrain, "train", config)
+    assert "differs by" in sentence and "guard.tangent_error" in sentence
+    assert not (sctrain.folder / "exact" / "stats.jsonl").read_text()
+
+
+def test_doctor_verifies_the_tangents_of_a_run(sctrain, short):
+    """Of the newest checkpoint where there is one; fresh gates are in doubt, and no reason to fail."""
+    trained = sctrain("doctor", sctrain.config(short))
+    assert (
+        re.search(r"\[ok\] tangent of blocks.0 at \d+ images: error", trained.stdout) and "[??]" not in trained.stdout
+    )
+    fresh = sctrain("doctor", sctrain.config("never_started"))
+    assert "[??] tangent of blocks.0 before the first step: not verified" in fresh.stdout
+    assert not (sctrain.folder / "never_started").exists()
+    strict = sctrain("doctor", sctrain.config(short), "guard.tangent_error=1e-9", code=2)
+    assert "[!!] tangent of" in strict.stdout and "the limit is 1e-09" in strict.stdout

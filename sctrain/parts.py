@@ -1,0 +1,91 @@
+"""The parts that a run is made of on its ranks: data, model space, objective, engines, and how a batch reaches them."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from data_pipeline.loader import Batch as RawBatch
+from data_pipeline.loader import BatchStream, stream
+from models.tangent.engines import tangent_engine
+from sctrain import building
+from sctrain.config.deepspeed import deepspeed_config, derive_batch
+from sctrain.config.schema import RunConfig
+from sctrain.objectives import build_objective
+from sctrain.objectives.base import Batch, Draws, Networks, Progress
+from sctrain.objectives.continuous import ContinuousConsistency
+from sctrain.randomness import Purpose, SampleGenerator
+from sctrain.self_check import Arguments, Verdict, verify
+from sctrain.zero.engine import ExactNetwork, FrozenEngine, StudentEngine
+from sctrain.zero.world import World
+
+
+class Parts:
+    """Built from the description alone, on all ranks together; weights are those that the run starts with."""
+
+    def __init__(self, config: RunConfig, world: World):
+        self.config, self.world = config, world
+        self.dataset = building.open_split(config)
+        data = self.dataset.description
+        self.space = building.model_space(config, data)
+        self.objective = build_objective(config.objective, config.sigma_data, len(data.classes))
+        self.student, self.networks = self._engines()
+
+    def _engines(self) -> tuple[StudentEngine, Networks]:
+        """The student and, for a distillation, its teacher: engines of their own."""
+        config, data = self.config, self.dataset.description
+        zero = deepspeed_config(config, self.world.size)
+        torch.manual_seed(config.seed)  # the same fresh weights on every rank
+        network = building.fresh_network(config, data)
+        source = building.start_weights(config)
+        if source is not None:
+            weights = building.snapshot_weights(source)
+            building.load_into(network, weights, source.run, as_a_start=True)
+        student, teacher = StudentEngine(network, config.optimizer, zero), None
+        if config.teacher is not None:
+            teacher = FrozenEngine(building.teacher_network(config, data), zero, self.world.device)
+        wide = torch.float32 if config.compute.tangent_precision == "fp32" else None
+        return student, Networks(student, tangent_engine(config.compute.tangent_engine, wide), teacher)
+
+    def batches(self, position: int) -> BatchStream:
+        """This rank's micro-batches from a position of the endless sequence on."""
+        config, (micro, _) = self.config, derive_batch(self.config, self.world.size)
+        return stream(
+            self.dataset,
+            seed=config.seed,
+            start=position,
+            global_batch=config.batch.global_size,
+            micro_batch=micro,
+            rank=self.world.rank,
+            world=self.world.size,
+            workers=config.data.workers,
+            prefetch=config.data.prefetch_batches,
+            window=config.data.shuffle_window,
+        )
+
+    def draw(self, raw: RawBatch, progress: Progress) -> Draws:
+        """A micro-batch in model space, with everything random that its objective needs."""
+        device, seed = self.world.device, self.config.seed
+        images = self.space.from_pixels(raw.images.to(device, non_blocking=True))
+        # Dropout masks: reproducible for a given number of ranks, independent between ranks and steps.
+        torch.manual_seed(hash((seed, int(raw.positions[0]))) % 2**63)
+        generator = SampleGenerator(seed, raw.positions, Purpose.TRAINING, device)
+        return self.objective.draw(generator, Batch(images, raw.labels.to(device, non_blocking=True)), progress)
+
+    def has_tangents(self) -> bool:
+        """Whether the objective differentiates the student along a direction."""
+        return isinstance(self.objective, ContinuousConsistency)
+
+    def verify_tangents(self, draws: Draws) -> Verdict:
+        """The engine's tangent against differences, on a few samples of this batch. All ranks take part."""
+        assert isinstance(self.objective, ContinuousConsistency)
+        point = self.objective.trajectory(draws, self.networks)
+        arguments = Arguments(point.primals, point.direction, draws.conditions)
+        with self._in_float32() as exact:
+            return verify(self.networks.tangent, self.student, exact.network, exact.module, arguments, self.world)
+
+    def _in_float32(self) -> AbstractContextManager[ExactNetwork]:
+        return self.student.in_float32(
+            lambda: building.fresh_network(self.config, self.dataset.description), self.world.device
+        )
