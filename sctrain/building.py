@@ -58,7 +58,7 @@ def fresh_network(config: RunConfig, data: DatasetDescription) -> nn.Module:
             data.width,
             len(data.classes),
             is_guided(config),
-            Execution(config.compute.attention, config.compute.checkpointing),
+            Execution(config.compute.attention, config.compute.checkpointing, config.compute.compile),
         )
     except ValueError as error:
         raise UserError(str(error)) from error

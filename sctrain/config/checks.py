@@ -9,8 +9,8 @@ def check(config: RunConfig) -> None:
     """UserError for the first contradiction; it names the keys and the mend."""
     _check_teacher(config)
     _check_counts(config)
-    _check_compute(config)
     refuse_contradictions(config.deepspeed)
+    _check_compute(config)
 
 
 def _check_teacher(config: RunConfig) -> None:
@@ -42,4 +42,9 @@ def _check_compute(config: RunConfig) -> None:
         raise UserError(
             "'compute.tangent_engine' finite_difference subtracts values that bf16 rounds to noise; "
             "set 'precision' to fp32, or the engine to single_pass"
+        )
+    if config.compute.compile and config.deepspeed.get("zero_optimization", {}).get("stage") != 0:
+        raise UserError(
+            "'compute.compile' cannot follow weights that ZeRO-3 gathers and frees: remove it, or set "
+            "'deepspeed.zero_optimization.stage' to 0 where the network fits on every rank"
         )

@@ -162,6 +162,7 @@ class ComputeConfig(Strict):
     tangent_precision: Literal["value", "fp32"] = "value"  # fp32: tangents are wider than the values of a bf16 run
     attention: Backend = "auto"  # how attention with tangents is computed; auto: triton on a GPU, else blocked
     checkpointing: bool = False  # keep the blocks' inputs alone, and evaluate the blocks again in backward
+    compile: bool = False  # torch.compile for blocks without tangents: the teacher, diffusion; with ZeRO-0 only
 
 
 class RuntimeConfig(Strict):

@@ -212,6 +212,7 @@ def test_a_missing_file_is_named(tmp_path: Path):
         ),
         (["teacher={run: runs/t, ema: 0.1}"], "the objective 'sct' has no teacher; remove 'teacher'"),
         (["objective.name=trigflow", "teacher={run: runs/t, ema: 0.1}"], "the objective 'trigflow' has no teacher"),
+        (["compute.compile=true"], "'compute.compile' cannot follow weights that ZeRO-3 gathers"),
         (["objective.guidance={high: 2}"], "the objective 'sct' has no teacher to guide"),
         (["budget_images=0"], "'budget_images' is 0"),
         (["cadence.status=0"], "'cadence.status' is 0"),

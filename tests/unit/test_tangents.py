@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.dit import DiTOptions
@@ -145,6 +146,27 @@ def test_checkpointed_blocks_are_evaluated_again_without_tangents():
     outputs, _ = single_pass(network, *arguments)
     outputs[0].sum().backward()
     assert seen == [True] * 3 + [False] * 3
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at every input's
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_blocks_never_drop_a_tangent(checkpointing):
+    """Duals pass compiled blocks by, bit for bit as without; plain values go through compiled code."""
+    eager, ((u, t), tangents, labels) = network_and_inputs(torch.float32, checkpointing=checkpointing)
+    compiled, _ = network_and_inputs(torch.float32)
+    compiled.execution = Execution(checkpointing=checkpointing, compiled=True)
+    torch._dynamo.reset()
+    counters.clear()
+    outputs, tangent = single_pass(compiled, (u, t), tangents, labels)
+    expected, t_expected = single_pass(eager, (u, t), tangents, labels)
+    assert torch.equal(tangent, t_expected) and t_expected.norm() > 0 and torch.equal(outputs[0], expected[0])
+    assert not counters["stats"], "nothing was compiled for the tangent"
+    for ours, theirs in zip(gradients(compiled, outputs), gradients(eager, expected), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(u, t, labels)[0], eager(u, t, labels)[0], rtol=1e-4, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] > 0, "plain values are compiled"
+    assert set(compiled.state_dict()) == set(eager.state_dict())
 
 
 def test_a_network_that_ignores_its_inputs_has_no_tangent():
