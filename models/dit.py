@@ -98,6 +98,7 @@ class DiT(nn.Module):
         if options.width % (4 * options.heads):
             raise ValueError(f"network.width {options.width} is not a multiple of 4 x network.heads ({options.heads})")
         self.patch, self.grid, self.execution = patch, (height // patch, width // patch), execution
+        self.head_dim = options.width // options.heads
         self.embed = nn.Linear(channels * patch * patch, options.width)
         self.condition = ConditionEmbedding(options.width, num_classes, guided)
         self.blocks = nn.ModuleList(Block(options, execution) for _ in range(options.depth))

@@ -29,6 +29,14 @@ def check_tangents(config: RunConfig, verdict_file: Path) -> None:
             draws = parts.draw(next(batches), Progress(images, config.budget_images))
         verdict = parts.verify_tangents(draws)
         if world.is_main:
-            write_json(verdict_file, {"images": images, "blocks": verdict.blocks, "running": verdict.running})
+            write_json(
+                verdict_file,
+                {
+                    "images": images,
+                    "method": parts.tangent_method(),
+                    "blocks": verdict.blocks,
+                    "running": verdict.running,
+                },
+            )
     finally:
         world.stop()

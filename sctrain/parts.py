@@ -8,6 +8,7 @@ import torch
 
 from data_pipeline.loader import Batch as RawBatch
 from data_pipeline.loader import BatchStream, stream
+from models.attention import chosen_backend
 from models.tangent.engines import tangent_engine
 from sctrain import building
 from sctrain.config.deepspeed import deepspeed_config, derive_batch
@@ -76,6 +77,15 @@ class Parts:
     def has_tangents(self) -> bool:
         """Whether the objective differentiates the student along a direction."""
         return isinstance(self.objective, ContinuousConsistency)
+
+    def tangent_method(self) -> str:
+        """How tangents are computed here, for the log."""
+        compute, wide = self.config.compute, self.config.precision == "fp32"
+        dtype = torch.float32 if wide or compute.tangent_precision == "fp32" else torch.bfloat16
+        head_dim = self.student.module.head_dim
+        assert isinstance(head_dim, int)
+        backend = chosen_backend(self.world.device, dtype, head_dim, compute.attention)
+        return f"tangents by {compute.tangent_engine} in {str(dtype).removeprefix('torch.')}, attention by {backend}"
 
     def verify_tangents(self, draws: Draws) -> Verdict:
         """The engine's tangent against differences, on a few samples of this batch. All ranks take part."""

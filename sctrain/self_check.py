@@ -64,7 +64,7 @@ class Verdict:
         if self.unverified:
             parts.append(f"not verified, for their tangents are zero: {_listed(self.unverified)}")
         parts += [f"error of the {name} {error:.1e} against float32" for name, error in self.running.items() if error]
-        return f"tangents of {len(self.blocks)} blocks: {'; '.join(parts)}"
+        return f"{len(self.blocks)} blocks, {'; '.join(parts)}"
 
 
 def verify(

@@ -116,7 +116,7 @@ class Trainer:
     def verify_tangents(self, draws: Draws) -> None:
         """Refuse to train on wrong tangents. What cannot be verified yet is looked at again with the next report."""
         verdict = self.parts.verify_tangents(draws)
-        self.status.say(str(verdict))
+        self.status.say(f"{self.parts.tangent_method()}: {verdict}")
         guard.check_tangents(verdict, self.config.guard)
         self.tangents_unverified = False
         self.look_again = bool(verdict.unverified)

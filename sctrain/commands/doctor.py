@@ -179,6 +179,7 @@ def _tangents(args: argparse.Namespace, config: RunConfig) -> Iterator[Finding]:
             yield Finding("tangents", "the ranks ended early; their own message above says why")
             return
         verdict = json.loads(file.read_text())
+    yield Finding(verdict["method"])
     state = f"at {verdict['images']:,} images" if verdict["images"] else "before the first step"
     limits = (
         ("blocks", "against central differences", config.guard.tangent_error, "compute.attention to reference"),

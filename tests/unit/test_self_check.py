@@ -47,7 +47,7 @@ def test_right_tangents_pass_with_dropout_on(engine):
     verdict = verdict_on(network(dropout=0.2), engine)
     assert list(verdict.blocks) == ["embed", "condition", "blocks.0", "blocks.1", "norm", "head", "network"]
     assert 0 < verdict.worst[1] < 2e-3 and not verdict.unverified and not verdict.running
-    assert "tangents of 7 blocks: worst error" in str(verdict)
+    assert "7 blocks, worst error" in str(verdict)
     check_tangents(verdict, GUARD)
 
 
