@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from typing import Literal, get_args
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from models.attention.gradient import value_gradient
+from models.attention.gradient import HALF, has_tensor_cores, value_gradient
 from models.attention.sweeps import blocked, reference
 from models.tangent.dual import Dual, rule
 from models.tangent.precision import factors, tangent_dtype
@@ -19,7 +20,6 @@ from models.tangent.precision import factors, tangent_dtype
 Backend = Literal["auto", "reference", "blocked", "triton"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 HEAD_DIMS = range(16, 257)  # that the Triton kernel takes
-_HALF = (torch.float16, torch.bfloat16)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, backend: Backend = "auto") -> Tensor:
@@ -32,13 +32,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: Backend = "auto") -> Ten
     return F.scaled_dot_product_attention(q, k, v)
 
 
+@cache
 def chosen_backend(device: torch.device, dtype: torch.dtype, head_dim: int, backend: Backend = "auto") -> str:
     """The implementation that `backend` means for tangents of this dtype on this device."""
     if backend != "auto":
         return backend
     # Above 64 dimensions float32 does not fit in a GPU's registers: blocks and cuBLAS are faster.
-    suits = head_dim in HEAD_DIMS and (dtype in _HALF or (dtype == torch.float32 and head_dim <= 64))
-    return "triton" if device.type == "cuda" and suits and find_spec("triton") is not None else "blocked"
+    suits = head_dim in HEAD_DIMS and (dtype in HALF or (dtype == torch.float32 and head_dim <= 64))
+    return "triton" if suits and has_tensor_cores(device) and find_spec("triton") is not None else "blocked"
 
 
 def implementation(name: str) -> Callable[..., tuple[Tensor, ...]]:

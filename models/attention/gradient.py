@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 _aten = torch.ops.aten
 ROWS = 128
+HALF = (torch.float16, torch.bfloat16)
+
+
+@cache
+def has_tensor_cores(device: torch.device) -> bool:
+    """Whether this is a GPU that flash attention and the Triton kernel run on: NVIDIA's from A100 on, AMD's."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return False
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def value_gradient(
     gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v: 5 x (B, H, N, D), logsumexp (B, H, N)."""
-    half = q.dtype in (torch.float16, torch.bfloat16)
-    if q.device.type == "cpu" and not half:
+    if q.device.type == "cpu":
         return _aten._scaled_dot_product_flash_attention_for_cpu_backward(gradient, q, k, v, out, logsumexp, 0.0, False)
-    if q.device.type == "cuda" and half and q.shape[-1] % 8 == 0:
+    if q.dtype in HALF and q.shape[-1] % 8 == 0 and has_tensor_cores(q.device):
         seed = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of a dropout that there is not
         lengths = (None, None, q.shape[-2], k.shape[-2])
         return _aten._scaled_dot_product_flash_attention_backward(
-            gradient, q, k, v, out, logsumexp, *lengths, 0.0, False, seed, seed[:0]
+            gradient, q, k, v, out, logsumexp, *lengths, 0.0, False, seed, seed
         )
     return _blocked_gradient(gradient, q, k, v, out, logsumexp)
 

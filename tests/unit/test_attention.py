@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.attention import attention, chosen_backend
-from models.attention.gradient import _blocked_gradient, value_gradient
+from models.attention.gradient import _blocked_gradient, has_tensor_cores, value_gradient
 from models.attention.sweeps import blocked, reference
 from models.tangent.dual import Dual
 
@@ -99,10 +101,43 @@ def test_blocks_do_not_change_the_result():
         assert torch.equal(ours, theirs)
 
 
-def test_choice():
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert chosen_backend(cpu, torch.bfloat16, 64) == "blocked"
-    assert chosen_backend(cuda, torch.bfloat16, 72) == chosen_backend(cuda, torch.float32, 64) == "triton"
-    assert chosen_backend(cuda, torch.float32, 128) == chosen_backend(cuda, torch.float64, 64) == "blocked"
-    assert chosen_backend(cuda, torch.bfloat16, 8) == chosen_backend(cuda, torch.bfloat16, 320) == "blocked"
-    assert chosen_backend(cuda, torch.bfloat16, 64, "reference") == "reference"
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """As if there were one; what asked before forgets."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    for function in (has_tensor_cores, chosen_backend):
+        function.cache_clear()
+    yield torch.device("cuda", 7)
+    for function in (has_tensor_cores, chosen_backend):
+        function.cache_clear()
+
+
+def test_choice(a_gpu):
+    assert chosen_backend(torch.device("cpu"), torch.bfloat16, 64) == "blocked"
+    assert chosen_backend(a_gpu, torch.bfloat16, 72) == chosen_backend(a_gpu, torch.float32, 64) == "triton"
+    assert chosen_backend(a_gpu, torch.float32, 128) == chosen_backend(a_gpu, torch.float64, 64) == "blocked"
+    assert chosen_backend(a_gpu, torch.bfloat16, 8) == chosen_backend(a_gpu, torch.bfloat16, 320) == "blocked"
+    assert chosen_backend(a_gpu, torch.bfloat16, 64, "reference") == "reference"
+
+
+def test_choice_on_an_old_gpu(a_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert chosen_backend(a_gpu, torch.float16, 64) == "blocked"
+
+
+def test_gradient_on_a_gpu_is_the_fused_kernel(a_gpu):
+    """Without one: PyTorch itself checks the call on tensors that have no memory."""
+    called = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    with FakeTensorMode(), Calls():
+        q, k, v, out, gradient = (torch.empty(2, 4, 128, 72, device="cuda", dtype=torch.bfloat16) for _ in range(5))
+        logsumexp = torch.empty(2, 4, 128, device="cuda")
+        gradients = value_gradient(gradient, q, k, v, out, logsumexp)
+    assert [g.shape for g in gradients] == [q.shape] * 3 and gradients[0].device.type == "cuda"
+    assert "aten::_scaled_dot_product_flash_attention_backward" in called

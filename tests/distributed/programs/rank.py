@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,3 +22,11 @@ def report(values: dict[str, Any]) -> None:
     temporary = path.with_suffix(".new")
     temporary.write_text(json.dumps(values))
     os.replace(temporary, path)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run `main` and leave as ranks do: interpreter shutdown races with gloo's threads, and now and then aborts."""
+    main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

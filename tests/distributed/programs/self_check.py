@@ -92,4 +92,4 @@ def _spoil(module) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    rank.run(main)
