@@ -5,7 +5,7 @@ import torch
 
 from sctrain.errors import UserError
 from sctrain.power_ema import decay, gamma_from_width
-from sctrain.snapshots import load_weights, newest, publish, read_config
+from sctrain.snapshots import load_weights, newest, publish, read_config, snapshot_config
 
 WIDTHS = (0.05, 0.1)
 CONFIG = {"name": "digits", "sigma_data": 0.5, "network": {"depth": 2}}
@@ -63,6 +63,12 @@ def test_newest_and_its_description(run):
     assert path is not None and path.name == "000000004000"
     assert read_config(path) == CONFIG
     assert newest(folder / "absent") is None
+
+
+def test_a_description_of_another_version_is_named(run):
+    folder, _ = run
+    with pytest.raises(UserError, match=r"000000004000 was published by another version .* differs at '.+': use that"):
+        snapshot_config(folder.parent, 4000)
 
 
 def test_republishing_consumes_the_tracks_and_changes_nothing(tmp_path):

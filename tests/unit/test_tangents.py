@@ -82,6 +82,14 @@ def test_network_tangent_in_bfloat16(wide):
     assert 1e-4 < relative(tangent, exact) < 0.05
 
 
+def test_time_stays_in_float32_where_weights_are_bfloat16():
+    """Its embedding is that of a float32 network with the same rounded weights, not a rounded one."""
+    network, ((_, t), _, labels) = network_and_inputs(torch.float32)
+    condition = network.bfloat16().condition(t, labels, None)
+    assert condition.dtype == torch.float32
+    torch.testing.assert_close(condition, network.float().condition(t, labels, None), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("engine", TANGENT_ENGINES)
 def test_dropout_masks_agree_bit_for_bit(engine, checkpointing):
