@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.attention import attention
 from models.execution import Execution
-from models.layers import ConditionEmbedding, WeightingHead, pixel_norm
+from models.layers import ConditionEmbedding, Conditioning, WeightingHead, pixel_norm
 from models.tangent.dual import value_of
 
 
@@ -28,11 +28,14 @@ class DiTOptions:
     patch_size: int = 2
     mlp_ratio: float = 4.0
     dropout: float = 0.0
+    time_scale: float = 1.0  # highest frequency of the embedding of time, rad per unit (iCT's "embedding scale")
 
     def __post_init__(self) -> None:
         for key in ("width", "depth", "heads", "patch_size", "mlp_ratio"):
             if getattr(self, key) < 1:
                 raise ValueError(f"network.{key} must be at least 1")
+        if not self.time_scale > 0:
+            raise ValueError("network.time_scale must be positive")
         if not 0 <= self.dropout < 1:
             raise ValueError("network.dropout must be in [0, 1)")
 
@@ -87,8 +90,7 @@ class DiT(nn.Module):
         channels: int,
         height: int,
         width: int,
-        num_classes: int,
-        guided: bool,
+        told: Conditioning,
         execution: Execution,
     ):
         super().__init__()
@@ -100,7 +102,7 @@ class DiT(nn.Module):
         self.patch, self.grid, self.execution = patch, (height // patch, width // patch), execution
         self.head_dim = options.width // options.heads
         self.embed = nn.Linear(channels * patch * patch, options.width)
-        self.condition = ConditionEmbedding(options.width, num_classes, guided)
+        self.condition = ConditionEmbedding(options.width, told, options.time_scale)
         self.blocks = nn.ModuleList(Block(options, execution) for _ in range(options.depth))
         self.norm = AdaptiveDoubleNorm(options.width)
         self.head = nn.Linear(options.width, channels * patch * patch)
@@ -108,15 +110,23 @@ class DiT(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, u: Tensor, t: Tensor, labels: Tensor, guidance: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W), 3 x (B,), t in [0, pi/2] -> F (B, C, H, W) and log-weight (B,), in the dtype of `u`.
+    def forward(
+        self,
+        u: Tensor,
+        t: Tensor,
+        labels: Tensor,
+        guidance: Tensor | None = None,
+        end: Tensor | None = None,
+        augmentation: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W), 4 x (B,), (B, 9), t in [0, pi/2] -> F (B, C, H, W) and log-weight (B,), in the dtype of `u`.
 
         The weights' dtype rules inside; what depends on t alone keeps the dtype of `t`.
         """
         dtype = self.head.weight.dtype
         x = self.embed(self.to_tokens(u).to(dtype))
         x = x + grid_embedding(self.grid, x.shape[-1], u.device).to(dtype)
-        condition = self.condition(t, labels, guidance).to(dtype)
+        condition = self.condition(t, labels, guidance, end, augmentation).to(dtype)
         for block in self.blocks:
             x = self.execution.run(block, x, condition)
         value = self.from_tokens(self.head(self.norm(x, condition)))

@@ -1,6 +1,7 @@
 """Layers that the project's networks share. B batch, N tokens, W width."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -59,20 +60,20 @@ def _pixel_norm(function, args, kwargs):
 
 
 class PositionalEmbedding(nn.Module):
-    """Sines and cosines of t, at frequencies from 1 down to 1/period rad per unit of t: (B,) -> (B, W), dtype of t.
+    """Sines and cosines of t, at `scale` down to scale/period rad per unit of t: (B,) -> (B, W), dtype of t.
 
     Slow on purpose: high frequencies make dF/dt large and noisy (sCM section 4.1).
     """
 
-    def __init__(self, width: int, period: float = 100.0):
+    def __init__(self, width: int, period: float = 100.0, scale: float = 1.0):
         super().__init__()
         assert width % 2 == 0, "sines and cosines come in pairs"
-        self.width, self.period = width, period
+        self.width, self.period, self.scale = width, period, scale
 
     def forward(self, t: Tensor) -> Tensor:
         half = self.width // 2
         exponents = torch.arange(half, device=t.device, dtype=t.dtype) / max(half - 1, 1)
-        angles = t[:, None] * torch.exp(-math.log(self.period) * exponents)
+        angles = t[:, None] * (self.scale * torch.exp(-math.log(self.period) * exponents))
         return math.sqrt(2) * torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
@@ -83,31 +84,58 @@ class WideLinear(nn.Linear):
         return F.linear(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
 
 
-class ConditionEmbedding(nn.Module):
-    """Time, class and guidance scale to one vector per sample, in the dtype of t: 3 x (B,) -> (B, W).
+@dataclass(frozen=True)
+class Conditioning:
+    """What a network is told beside the time. Label `num_classes` means "no class".
 
-    Label `num_classes` means "no class": what label dropout trains and guidance uses. Only `guided` networks are told
-    a scale; at first they ignore it, so they can start from the weights of one that is not (sCM section 5).
+    guided: the scale of classifier-free guidance (sCM section 5). jumps: the time at which its jump ends (CTM).
+    augmented: EDM's nine numbers that describe how the image was transformed. At first a network ignores these, so it
+    can start from the weights of one that is not told them.
     """
 
-    def __init__(self, width: int, num_classes: int, guided: bool):
+    num_classes: int
+    guided: bool = False
+    jumps: bool = False
+    augmented: bool = False
+
+
+AUGMENTATION_LABELS = 9
+
+
+class ConditionEmbedding(nn.Module):
+    """Time, class and the rest of `told` to one vector per sample, in the dtype of t: (B,), (B,), ... -> (B, W)."""
+
+    def __init__(self, width: int, told: Conditioning, time_scale: float = 1.0):
         super().__init__()
-        self.time = PositionalEmbedding(width)
+        self.time = PositionalEmbedding(width, scale=time_scale)
         self.hidden = WideLinear(width, width)
         self.out = WideLinear(width, width)
-        self.label = nn.Embedding(num_classes + 1, width)
+        self.label = nn.Embedding(told.num_classes + 1, width)
         nn.init.normal_(self.label.weight, std=0.5)
-        self.guidance = WideLinear(width, width) if guided else None
-        if self.guidance is not None:
-            nn.init.zeros_(self.guidance.weight)
-            nn.init.zeros_(self.guidance.bias)
+        self.guidance = _silent(width, width) if told.guided else None
+        self.end = _silent(width, width) if told.jumps else None
+        self.augmentation = _silent(AUGMENTATION_LABELS, width) if told.augmented else None
 
-    def forward(self, t: Tensor, labels: Tensor, guidance: Tensor | None) -> Tensor:
+    def forward(
+        self, t: Tensor, labels: Tensor, guidance: Tensor | None, end: Tensor | None, augmentation: Tensor | None
+    ) -> Tensor:
         assert (guidance is None) == (self.guidance is None), "a guided network, and no other, is told a scale"
+        assert (end is None) == (self.end is None), "a network that jumps, and no other, is told where to"
         total = self.out(F.silu(self.hidden(self.time(t)))) + self.label(labels)
         if self.guidance is not None and guidance is not None:
             total = total + self.guidance(self.time(guidance.to(total.dtype)))
+        if self.end is not None and end is not None:
+            total = total + self.end(self.time(end.to(total.dtype)))
+        if self.augmentation is not None and augmentation is not None:  # none when drawing
+            total = total + self.augmentation(augmentation.to(total.dtype))
         return F.silu(total)
+
+
+def _silent(inputs: int, width: int) -> WideLinear:
+    layer = WideLinear(inputs, width)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class WeightingHead(nn.Module):

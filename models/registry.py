@@ -4,6 +4,7 @@ from torch import nn
 
 from models.dit import DiT, DiTOptions
 from models.execution import Execution
+from models.layers import Conditioning
 
 NetworkOptions = DiTOptions  # a union, told apart by `name`, once there are more families
 
@@ -15,12 +16,8 @@ def build_network(
     channels: int,
     height: int,
     width: int,
-    num_classes: int,
-    guided: bool = False,
+    told: Conditioning,
     execution: Execution = Execution(),  # noqa: B008  (frozen)
 ) -> nn.Module:
-    """The named network for images of (channels, height, width). ValueError where the options do not fit them.
-
-    A `guided` one takes a scale of classifier-free guidance after the labels.
-    """
-    return _FAMILIES[type(options)](options, channels, height, width, num_classes, guided, execution)
+    """The named network for images of (channels, height, width). ValueError where the options do not fit them."""
+    return _FAMILIES[type(options)](options, channels, height, width, told, execution)

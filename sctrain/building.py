@@ -8,16 +8,19 @@ from torch import Tensor, nn
 from data_pipeline.description import DatasetDescription
 from data_pipeline.loader import ShardedDataset, open_dataset
 from models.execution import Execution
+from models.layers import Conditioning
 from models.registry import build_network
-from sctrain.config.schema import ContinuousObjective, RunConfig, WeightsFrom
+from sctrain.config.objectives import DISTILLED, Diffusion
+from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.errors import UserError
+from sctrain.parameterization import Parameterization
 from sctrain.processes import ModelSpace
 from sctrain.runs import RunFolder
 from sctrain.snapshots import load_weights, newest_images, snapshot_config
 
-# The weighting head belongs to one objective; another run starts with a fresh one (sCM section 4.2). So does the
-# embedding of the guidance scale, which a teacher has none of.
-_BELONGS_TO_THE_RUN = ("weighting.", "condition.guidance.")
+# The weighting head belongs to one objective; another run starts with a fresh one (sCM section 4.2). So does what a
+# network is told beside time and class, and its teacher was not.
+_BELONGS_TO_THE_RUN = ("weighting.", "condition.guidance.", "condition.end.", "condition.augmentation.")
 
 
 def pinned(config: RunConfig) -> RunConfig:
@@ -56,17 +59,27 @@ def fresh_network(config: RunConfig, data: DatasetDescription) -> nn.Module:
             data.channels,
             data.height,
             data.width,
-            len(data.classes),
-            is_guided(config),
+            told(config, data),
             Execution(config.compute.attention, config.compute.checkpointing, config.compute.compile),
         )
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def is_guided(config: RunConfig) -> bool:
-    """Whether the network is told a scale of guidance."""
-    return isinstance(config.objective, ContinuousObjective) and config.objective.guidance is not None
+def told(config: RunConfig, data: DatasetDescription) -> Conditioning:
+    """What the network of this run is told beside the time."""
+    method = config.objective
+    return Conditioning(
+        len(data.classes),
+        guided=method.guided_scales is not None,
+        jumps=method.told_the_end,
+        augmented=isinstance(method, Diffusion) and method.augmentation > 0,
+    )
+
+
+def parameterization(config: RunConfig) -> Parameterization:
+    """How the output of this run's network becomes F."""
+    return Parameterization(config.sigma_data, config.noise_input, config.objective.anchor)
 
 
 def teacher_network(config: RunConfig, data: DatasetDescription) -> nn.Module:
@@ -74,12 +87,26 @@ def teacher_network(config: RunConfig, data: DatasetDescription) -> nn.Module:
     source = config.teacher
     assert source is not None and source.images is not None, "pinned() names the snapshot"
     taught = snapshot_config(source.run, source.images)
-    if is_guided(config) and getattr(taught.objective, "label_dropout", 0.0) == 0.0:
+    if config.objective.guided_scales is not None and taught.objective.label_dropout == 0.0:
         raise UserError(
             f"{source.run} was trained without label dropout, so it cannot be guided; remove 'objective.guidance', or "
             "train it with objective.label_dropout=0.1"
         )
+    if taught.objective.samples_as != "diffusion":
+        raise UserError(f"{source.run} was trained by '{taught.objective.name}'; a teacher is a diffusion model")
+    if taught.sigma_data != config.sigma_data:
+        raise UserError(
+            f"{source.run} was trained with sigma_data {taught.sigma_data}, this run has {config.sigma_data}; "
+            "set 'sigma_data' to the teacher's"
+        )
     return trained_network(config.model_copy(update={"objective": taught.objective}), data, source)
+
+
+def teacher_parameterization(config: RunConfig) -> Parameterization:
+    """How the output of the teacher becomes F."""
+    source = config.teacher
+    assert source is not None and source.images is not None, "pinned() names the snapshot"
+    return parameterization(snapshot_config(source.run, source.images))
 
 
 def trained_network(config: RunConfig, data: DatasetDescription, source: WeightsFrom) -> nn.Module:
@@ -112,4 +139,14 @@ def load_into(network: nn.Module, weights: Mapping[str, Tensor], origin: Path, *
 
 def start_weights(config: RunConfig) -> WeightsFrom | None:
     """Where the initial weights come from: `start_from`, else the teacher of a distillation, else nowhere."""
-    return config.start_from or config.teacher
+    return config.start_from or (config.teacher if config.objective.name in DISTILLED else None)
+
+
+def refuse_another_input(config: RunConfig, source: WeightsFrom) -> None:
+    """UserError if the weights come from a network that is told another function of the noise."""
+    assert source.images is not None, "pinned() names the snapshot"
+    theirs = snapshot_config(source.run, source.images).noise_input
+    if theirs != config.noise_input:
+        raise UserError(
+            f"the network of {source.run} is told {theirs}: set 'noise_input' to {theirs}, or start from another"
+        )

@@ -24,7 +24,8 @@ def check_tangents(config: RunConfig, verdict_file: Path) -> None:
         path, images = latest(RunFolder(config.run_dir).checkpoints), 0
         if path is not None:
             shards = parts.student.shards
-            images = load_state(path, shards, ShardedPowerEma(shards, config.ema.widths))["images"]
+            followers = [ShardedPowerEma(shards, config.ema.widths), *filter(None, [parts.target])]
+            images = load_state(path, shards, followers)["images"]
         with parts.batches(images) as batches:
             draws = parts.draw(next(batches), Progress(images, config.budget_images))
         verdict = parts.verify_tangents(draws)

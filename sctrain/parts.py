@@ -16,9 +16,11 @@ from sctrain.config.schema import RunConfig
 from sctrain.objectives import build_objective
 from sctrain.objectives.base import Batch, Draws, Networks, Progress
 from sctrain.objectives.continuous import ContinuousConsistency
+from sctrain.objectives.drawing import Data
 from sctrain.randomness import Purpose, SampleGenerator
 from sctrain.self_check import Arguments, Verdict, verify
 from sctrain.zero.engine import ExactNetwork, FrozenEngine, StudentEngine
+from sctrain.zero.target import TargetNetwork
 from sctrain.zero.world import World
 
 
@@ -30,24 +32,37 @@ class Parts:
         self.dataset = building.open_split(config)
         data = self.dataset.description
         self.space = building.model_space(config, data)
-        self.objective = build_objective(config.objective, config.sigma_data, len(data.classes))
-        self.student, self.networks = self._engines()
+        self.objective = build_objective(config.objective, Data(config.sigma_data, len(data.classes)), data.shape)
+        self._as_F = building.parameterization(config).of
+        self.student, self.target, self.networks = self._engines()
 
-    def _engines(self) -> tuple[StudentEngine, Networks]:
-        """The student and, for a distillation, its teacher: engines of their own."""
+    def _engines(self) -> tuple[StudentEngine, TargetNetwork | None, Networks]:
+        """The student, its target network and, for a distillation, its teacher: engines of their own."""
         config, data = self.config, self.dataset.description
         zero = deepspeed_config(config, self.world.size)
         torch.manual_seed(config.seed)  # the same fresh weights on every rank
         network = building.fresh_network(config, data)
         source = building.start_weights(config)
         if source is not None:
+            building.refuse_another_input(config, source)
             weights = building.snapshot_weights(source)
             building.load_into(network, weights, source.run, as_a_start=True)
-        student, teacher = StudentEngine(network, config.optimizer, zero), None
+        student, target, teacher = StudentEngine(network, config.optimizer, zero), None, None
+        if config.objective.has_target:
+            target = TargetNetwork(student.shards, building.fresh_network(config, data), zero, self.world.device)
         if config.teacher is not None:
-            teacher = FrozenEngine(building.teacher_network(config, data), zero, self.world.device)
+            frozen = FrozenEngine(building.teacher_network(config, data), zero, self.world.device)
+            teacher = building.teacher_parameterization(config).of(frozen)
         wide = torch.float32 if config.compute.tangent_precision == "fp32" else None
-        return student, Networks(student, tangent_engine(config.compute.tangent_engine, wide), teacher)
+        tangent = tangent_engine(config.compute.tangent_engine, wide)
+        return student, target, Networks(self._as_F(student), tangent, teacher, target and self._as_F(target))
+
+    def update_target(self, before: Progress, after: Progress) -> None:
+        """Let the target network follow an applied optimizer step."""
+        if self.target is not None:
+            keep = self.objective.target_keep(before, after)
+            assert keep is not None, "the objective and its description agree on a target"
+            self.target.update(keep)
 
     def batches(self, position: int) -> BatchStream:
         """This rank's micro-batches from a position of the endless sequence on."""
@@ -93,7 +108,8 @@ class Parts:
         point = self.objective.trajectory(draws, self.networks)
         arguments = Arguments(point.primals, point.direction, draws.conditions)
         with self._in_float32() as exact:
-            return verify(self.networks.tangent, self.student, exact.network, exact.module, arguments, self.world)
+            networks = (self.networks.student, self._as_F(exact.network))
+            return verify(self.networks.tangent, *networks, exact.module, arguments, self.world)
 
     def _in_float32(self) -> AbstractContextManager[ExactNetwork]:
         return self.student.in_float32(

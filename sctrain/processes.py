@@ -29,6 +29,31 @@ def velocity(x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
     return t.cos() * z - t.sin() * x0
 
 
+def sigma_of(t: Tensor, sigma_data: float) -> Tensor:
+    """EDM's noise level sigma = sigma_d tan t (Karras et al. 2022, where x = x_t / cos t)."""
+    return sigma_data * t.tan()
+
+
+def time_of(sigma: Tensor, sigma_data: float) -> Tensor:
+    """t = arctan(sigma / sigma_d)."""
+    return torch.atan(sigma / sigma_data)
+
+
+def noise_estimate(x: Tensor, F: Tensor, t: Tensor, sigma_data: float) -> Tensor:
+    """z = sin t x + cos t sigma_d F: the noise in x, of standard deviation sigma_d."""
+    t = per_sample(t, x)
+    return t.sin() * x + t.cos() * sigma_data * F
+
+
+def jump(x: Tensor, F: Tensor, t: Tensor, s: Tensor, sigma_data: float) -> Tensor:
+    """From time t to s along the line of (denoised image, noise): cos(t - s) x - sin(t - s) sigma_d F.
+
+    This is DDIM, Euler's step in EDM's sigma, and CTM's G = (s/t) x + (1 - s/t) g; s = 0 denoises.
+    """
+    gap = per_sample(t - s, x)
+    return gap.cos() * x - gap.sin() * sigma_data * F
+
+
 def denoise(x: Tensor, F: Tensor, t: Tensor, sigma_data: float) -> Tensor:
     """F = cos t x - sin t sigma_d F: the denoised image, and the consistency function (sCM eq. 6)."""
     t = per_sample(t, x)

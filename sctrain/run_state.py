@@ -23,6 +23,7 @@ from sctrain.zero.checkpoint import Checkpointer, latest, read_record
 from sctrain.zero.ema import ShardedPowerEma
 from sctrain.zero.shards import Shards
 from sctrain.zero.state import load_state, save_state
+from sctrain.zero.target import TargetNetwork
 from sctrain.zero.world import World
 
 # What makes a run the run it is. Anything else may change between two starts, and the change is printed.
@@ -83,8 +84,10 @@ class RunState:
         data_fingerprint: str,
         shards: Shards,
         ema: ShardedPowerEma,
+        target: TargetNetwork | None,
     ):
         self.config, self.world, self.shards, self.ema = config, world, shards, ema
+        self._followers = [ema] if target is None else [ema, target]
         self.folder = RunFolder(config.run_dir)
         self._fingerprint = data_fingerprint
         self._started = psutil.Process().create_time()  # imports and set-up are part of the price
@@ -105,7 +108,7 @@ class RunState:
                     f"{path} was trained on other data than {self.config.data.url} holds now: restore the data, "
                     f"or choose another run_dir"
                 )
-            load_state(path, self.shards, self.ema)
+            load_state(path, self.shards, self._followers)
             record = self._as_rolled_back(Record.from_json(stored))
         if self.world.is_main:
             self._begin(record)
@@ -152,7 +155,7 @@ class RunState:
         """Start a checkpoint in the background; training stands still only while the shards are copied."""
         about = {"data_fingerprint": self._fingerprint, "config": self.config.model_dump(mode="json")}
         self.stall_seconds += save_state(
-            self._checkpoints, record.images, self.shards, self.ema, asdict(record) | about
+            self._checkpoints, record.images, self.shards, self._followers, asdict(record) | about
         )
 
     def publish(self, images: int) -> None:

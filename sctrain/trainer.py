@@ -44,7 +44,7 @@ class Trainer:
         self.ema = ShardedPowerEma(self.student.shards, config.ema.widths)
         self.monitor = Monitor(world)
         fingerprint = self.parts.dataset.index.fingerprint
-        self.state = RunState(config, world, lock, fingerprint, self.student.shards, self.ema)
+        self.state = RunState(config, world, lock, fingerprint, self.student.shards, self.ema, self.parts.target)
         self.record = self.state.resume()
         self.tangents_unverified, self.look_again = self.parts.has_tangents(), False
         self._open()
@@ -98,6 +98,7 @@ class Trainer:
         )
         if result.applied:
             self.ema.update(before, self.images)
+            self.parts.update_target(progress, Progress(self.images, self.config.budget_images))
         self.report(before, rate, result)
         guard.check(self.record, self.config.guard, self.config.run_dir)
         if guard.must_roll_back(self.record, self.config.guard):

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from models.tangent.dual import Dual
 from models.tangent.engines import tangent_engine
 from sctrain.bench.timing import Step, interleaved
-from sctrain.building import is_guided, open_split
-from sctrain.config.schema import TimeDistribution
+from sctrain.building import open_split
+from sctrain.config.objectives import TimeDistribution
 from sctrain.evaluation.generation import Generator
 from sctrain.evaluation.images import in_memory
 from sctrain.objectives.base import Batch, Draws, Progress
@@ -151,14 +151,14 @@ def _arguments(generator: Generator) -> tuple:
     labels = draws.labels.to(device)
     u, cos_sin = diffuse(x0, z, t) / config.sigma_data, t.cos() * t.sin()
     direction = _velocity(generator, u, Draws(x0, z, t, labels)) / config.sigma_data
-    conditions = (labels, torch.ones_like(t)) if is_guided(config) else (labels,)
+    conditions = (labels, torch.ones_like(t)) if config.objective.guided_scales is not None else (labels,)
     return (u, t), (per_sample(cos_sin, u) * direction, cos_sin), *conditions
 
 
 @torch.no_grad()
 def _velocity(generator: Generator, u: Tensor, draws: Draws) -> Tensor:
     config = generator.config
-    if config.objective.name == "trigflow":
+    if config.objective.samples_as == "diffusion":
         source = generator.network
     elif config.teacher is not None and config.teacher.images is not None:
         source = Generator.of(config.teacher.run, config.teacher.images, config.teacher.ema, generator.device).network

@@ -14,6 +14,7 @@ from torch import nn
 
 from models.dit import DiT, DiTOptions
 from models.execution import Execution
+from models.layers import Conditioning
 from models.registry import build_network
 from models.tangent.engines import tangent_engine
 from sctrain.bench.memory import Footprint, footprint
@@ -22,7 +23,7 @@ from sctrain.bench.timing import Spread, Step, Timed, interleaved
 from sctrain.config.schema import OptimizerConfig
 from sctrain.objectives.base import Draws, Networks, Objective
 from sctrain.objectives.continuous import ContinuousConsistency
-from sctrain.objectives.diffusion import TrigFlowDiffusion
+from sctrain.objectives.diffusion import Diffusion
 from sctrain.zero.engine import FrozenEngine, StudentEngine
 from sctrain.zero.world import World
 
@@ -182,7 +183,7 @@ def _network(settings: StepSettings, checkpointing: bool, seed: int) -> DiT:
     torch.manual_seed(seed)
     options = DiTOptions(width=settings.width, depth=settings.depth, heads=settings.heads, patch_size=PATCH)
     execution = Execution(settings.attention, checkpointing)  # pyright: ignore[reportArgumentType]
-    network = build_network(options, CHANNELS, settings.side, settings.side, CLASSES, execution=execution)
+    network = build_network(options, CHANNELS, settings.side, settings.side, Conditioning(CLASSES), execution=execution)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -218,7 +219,7 @@ def _step(settings: StepSettings, setting: _Setting, name: str, engine: str) -> 
 def _objective(name: str) -> Objective:
     common = {"sigma_data": 0.5, "num_classes": CLASSES, "time_mean": -1.0, "time_std": 1.4, "label_dropout": 0.0}
     if name == "diffusion":
-        return TrigFlowDiffusion(**common)
+        return Diffusion(**common)
     tangent = {"tangent_normalization": "l2", "tangent_constant": 0.1, "tangent_warmup_images": 0}
     return ContinuousConsistency(**common, **tangent, distill=name != "sct")
 

@@ -24,7 +24,8 @@ from sctrain import SIBLINGS, package_folder
 from sctrain.commands.train import planned_ranks
 from sctrain.config.deepspeed import derive_batch
 from sctrain.config.loading import load
-from sctrain.config.schema import ContinuousObjective, RunConfig
+from sctrain.config.objectives import ContinuousObjective
+from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.reporting.console import say
 

@@ -41,6 +41,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _method(generator: Generator, steps: int | None) -> Method:
-    if generator.config.objective.name == "trigflow":
+    if generator.config.objective.samples_as == "diffusion":
         return Method("heun", steps or generator.config.evaluation.ode_steps)
     return Method("consistency", steps or 1)

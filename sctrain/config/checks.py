@@ -1,7 +1,8 @@
 """What no single key can know: contradictions between keys, refused before anything starts."""
 
 from sctrain.config.deepspeed import refuse_contradictions
-from sctrain.config.schema import ContinuousObjective, RunConfig
+from sctrain.config.objectives import DISTILLED, SimplifiedConsistency
+from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 
 
@@ -15,12 +16,16 @@ def check(config: RunConfig) -> None:
 
 def _check_teacher(config: RunConfig) -> None:
     name = config.objective.name
-    if name == "scd" and config.teacher is None:
-        raise UserError("the objective 'scd' distils a teacher; name one with 'teacher.run' and 'teacher.ema'")
-    if name == "sct" and getattr(config.objective, "guidance", None) is not None:
-        raise UserError("the objective 'sct' has no teacher to guide; remove 'objective.guidance', or distil with scd")
-    if name != "scd" and config.teacher is not None:
-        raise UserError(f"the objective '{name}' has no teacher; remove 'teacher', or set 'objective.name' to scd")
+    if name in DISTILLED and config.teacher is None:
+        raise UserError(f"the objective '{name}' distils a teacher; name one with 'teacher.run' and 'teacher.ema'")
+    if name in ("sct", "sct_discrete") and config.objective.guided_scales is not None:
+        raise UserError(f"the objective '{name}' has no teacher to guide; remove 'objective.guidance', or distil")
+    if name == "sct" and config.objective.told_the_end:
+        raise UserError("'objective.segments' are for scd: sct goes from its time to the data; remove it")
+    if name == "lcf" and config.start_from is None:
+        raise UserError("the objective 'lcf' fine-tunes an LCM; name it with 'start_from.run' and 'start_from.ema'")
+    if name not in DISTILLED and config.teacher is not None:
+        raise UserError(f"the objective '{name}' has no teacher; remove 'teacher', or distil with for example scd")
 
 
 def _check_counts(config: RunConfig) -> None:
@@ -30,7 +35,7 @@ def _check_counts(config: RunConfig) -> None:
         if getattr(config.cadence, name) == 0:
             raise UserError(f"'cadence.{name}' is 0; give the number of images between two of them, for example 64Ki")
     objective = config.objective
-    if isinstance(objective, ContinuousObjective) and objective.tangent_warmup_images > config.budget_images:
+    if isinstance(objective, SimplifiedConsistency) and objective.tangent_warmup_images > config.budget_images:
         raise UserError(
             f"'objective.tangent_warmup_images' ({objective.tangent_warmup_images}) exceeds 'budget_images' "
             f"({config.budget_images}); shorten the warm-up or raise the budget"

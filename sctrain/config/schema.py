@@ -9,22 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field
 
 from models.attention import Backend
 from models.registry import NetworkOptions
-from sctrain.config.units import parse_count
-
-Images = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Width = Annotated[float, Field(gt=0, lt=0.28)]  # relative width of an EMA track, sigma_rel of EDM2
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors; a loaded description never changes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from sctrain.config.base import Fraction, Images, Positive, Share, Strict, Width
+from sctrain.config.objectives import Objective
 
 
 class DataConfig(Strict):
@@ -32,54 +22,11 @@ class DataConfig(Strict):
 
     url: str  # the folder that holds dataset.json
     split: str = "train"
-    mean: list[float] = [0.5]  # per channel, or one for all; pixels scaled to [0, 1]
-    std: list[Positive] = [0.25]  # 0.5 and 0.25 give the usual [-1, 1] where sigma_data is 0.5
+    mean: tuple[float, ...] = (0.5,)  # per channel, or one for all; pixels scaled to [0, 1]
+    std: tuple[Positive, ...] = (0.25,)  # 0.5 and 0.25 give the usual [-1, 1] where sigma_data is 0.5
     workers: Annotated[int, Field(ge=0)] = 0  # processes per rank; 0 prefetches in a thread
     prefetch_batches: Annotated[int, Field(ge=1)] = 4
     shuffle_window: Annotated[int, Field(ge=1)] = 65_536  # samples
-
-
-class TimeDistribution(Strict):
-    """tau ~ N(mean, std^2), t = arctan(exp(tau) / sigma_data) (sCM section 4.2)."""
-
-    mean: float = -1.0
-    std: Positive = 1.4
-
-
-class DiffusionObjective(Strict):
-    """TrigFlow diffusion: the teacher (sCM section 3)."""
-
-    name: Literal["trigflow"] = "trigflow"
-    times: TimeDistribution = TimeDistribution()
-    label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
-
-
-class GuidanceRange(Strict):
-    """The student learns to follow its teacher at any scale of guidance in [low, high]; 1 is no guidance."""
-
-    low: Annotated[float, Field(ge=0)] = 1.0
-    high: Positive = 2.0
-
-    @model_validator(mode="after")
-    def _ordered(self) -> GuidanceRange:
-        if self.low > self.high:
-            raise ValueError(f"low {self.low} exceeds high {self.high}; exchange them")
-        return self
-
-
-class ContinuousObjective(Strict):
-    """Continuous-time consistency (sCM sections 4 and 5): `sct` from data alone, `scd` from a teacher."""
-
-    name: Literal["sct", "scd"]
-    times: TimeDistribution = TimeDistribution()
-    label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
-    tangent_normalization: Literal["l2", "rms"] = "l2"  # which norm `tangent_constant` is compared with
-    tangent_constant: Annotated[float, Field(ge=0)] = 0.1  # c in g / (||g|| + c)
-    tangent_warmup_images: Images = 0  # r rises linearly from 0 to 1 over these
-    guidance: GuidanceRange | None = None  # of scd: classifier-free guidance of the teacher, whose labels were dropped
-
-
-Objective = Annotated[DiffusionObjective | ContinuousObjective, Field(discriminator="name")]
 
 
 class WeightsFrom(Strict):
@@ -129,7 +76,7 @@ class GuardConfig(Strict):
     """What is dropped is counted and shown as guard/*; beyond these bounds the run goes back, or stops."""
 
     max_skipped_steps: Annotated[int, Field(ge=0)] = 20  # in a row, whatever the reason
-    max_dropped_share: Annotated[float, Field(ge=0, le=1)] = 0.01  # of a status interval's samples, not finite
+    max_dropped_share: Share = 0.01  # of a status interval's samples, not finite
     spike_factor: Annotated[float, Field(ge=0)] = 10.0  # a step is dropped above this many medians; 0 is off
     spike_window: Annotated[int, Field(ge=16)] = 256  # steps whose median norm counts, and among which spikes do
     spikes_before_rollback: Annotated[int, Field(ge=0)] = 5  # within the window; 0 never goes back
@@ -180,11 +127,12 @@ class RunConfig(Strict):
     run_dir: Path
     seed: int = 0
     sigma_data: Positive = 0.5
+    noise_input: Literal["t", "log_sigma"] = "t"  # what the network is told: log_sigma is EDM's ln(sigma) / 4
     data: DataConfig
     network: NetworkOptions
     objective: Objective
-    teacher: WeightsFrom | None = None  # needed by scd
-    start_from: WeightsFrom | None = None  # initial weights; None: fresh, but scd starts from its teacher
+    teacher: WeightsFrom | None = None  # needed by distillations
+    start_from: WeightsFrom | None = None  # initial weights; None: fresh, but a distillation starts from its teacher
     batch: BatchConfig
     budget_images: Images
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -195,4 +143,4 @@ class RunConfig(Strict):
     guard: GuardConfig = GuardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
-    deepspeed: dict[str, Any] = {}  # passed through; what the keys above decide is refused here
+    deepspeed: dict[str, Any] = Field(default_factory=dict)  # passed through; what our keys decide is refused here

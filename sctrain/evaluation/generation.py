@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from data_pipeline.description import DatasetDescription, read_description
-from sctrain.building import is_guided, model_space, trained_network
+from sctrain.building import model_space, parameterization, trained_network
 from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.errors import UserError
 from sctrain.files import write_bytes
@@ -47,7 +47,7 @@ class Drawn:
 
 def methods(config: RunConfig) -> list[Method]:
     """Both ODE solvers for a diffusion model, the configured steps for a consistency model."""
-    if config.objective.name == "trigflow":
+    if config.objective.samples_as == "diffusion":
         return [Method("heun", config.evaluation.ode_steps), Method("euler", config.evaluation.ode_steps)]
     return [Method("consistency", steps) for steps in config.evaluation.steps]
 
@@ -77,7 +77,8 @@ class Generator:
         about = read_description(config.data.url)
         network = trained_network(config, about, WeightsFrom(run=run, images=images, ema=ema))
         guidance = config.evaluation.guidance if guidance is None else guidance
-        if guidance != 1 and config.objective.name != "trigflow" and not is_guided(config):
+        method = config.objective
+        if guidance != 1 and method.samples_as != "diffusion" and method.guided_scales is None:
             raise UserError(f"{run} was distilled without 'objective.guidance', so it draws at guidance 1 alone")
         return Generator(network.to(device).eval(), config, about, device, guidance)
 
@@ -107,13 +108,13 @@ class Generator:
         return ode_sample(self._at_scale, noise, labels, sigma_data, method.steps, method.sampler)
 
     def _at_scale(self, u: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The network at this generator's guidance: guided students are told, diffusion models evaluated twice."""
-        if is_guided(self.config):
-            return self.network(u, t, labels, torch.full_like(t, self.guidance))
+        """F at this generator's guidance: guided students are told, diffusion models evaluated twice."""
+        network, scale = parameterization(self.config).of(self.network), torch.full_like(t, self.guidance)
+        if self.config.objective.guided_scales is not None:
+            return network(u, t, labels, scale)
         if self.guidance == 1:
-            return self.network(u, t, labels)
-        scale = torch.full_like(t, self.guidance)
-        return guided(self.network, u, t, labels, scale, len(self.about.classes)), torch.zeros_like(t)
+            return network(u, t, labels)
+        return guided(network, u, t, labels, scale, len(self.about.classes)), torch.zeros_like(t)
 
 
 def teacher_solutions(

@@ -11,8 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from models.tangent.randomness import RandomState
+from sctrain.parameterization import Network
 from sctrain.randomness import SampleGenerator
 
 
@@ -31,6 +34,11 @@ class Progress:
     images: int
     budget: int
 
+    @property
+    def done(self) -> float:
+        """The part of the budget, in [0, 1]."""
+        return min(1.0, self.images / self.budget)
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -42,6 +50,7 @@ class Draws:
     labels: Tensor  # after label dropout; num_classes means none
     r: float = 1.0
     guidance: Tensor | None = None  # scale of classifier-free guidance, for networks that are told it
+    s: Tensor | None = None  # the less noisy time of methods that compare two, or where a jump ends
 
     @property
     def conditions(self) -> tuple[Tensor, ...]:
@@ -49,19 +58,29 @@ class Draws:
         return (self.labels,) if self.guidance is None else (self.labels, self.guidance)
 
 
-# F and w of a network at (u, t, labels), u = x_t / sigma_data; a guided one takes the scale after the labels.
-Network = Callable[..., tuple[Tensor, Tensor]]
 # (F, w) with their graph and dF without: (network, (u, t), (t_u, t_t), *conditions) -> ((F, w), t_F).
 TangentEngine = Callable[..., tuple[tuple[Tensor, ...], Tensor]]
 
 
 @dataclass(frozen=True)
 class Networks:
-    """What an objective may evaluate. The teacher's evaluations must carry no graph."""
+    """What an objective may evaluate. Evaluations of teacher and target carry no graph.
+
+    The target is an average of the student or an earlier self of it; without one it is the student itself.
+    """
 
     student: Network
     tangent: TangentEngine
     teacher: Network | None = None
+    target: Network | None = None
+
+    def pair(self, at: tuple[Tensor, ...], target_at: tuple[Tensor, ...]) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """(F, w) of the student at its inputs, F of the target at others without a graph: under one dropout mask."""
+        randomness = RandomState(at[0].device)
+        outputs = self.student(*at)
+        with torch.no_grad(), randomness.replayed():
+            F_target, _ = (self.target or self.student)(*target_at)
+        return outputs, F_target
 
 
 @dataclass(frozen=True)
@@ -79,3 +98,7 @@ class Objective(Protocol):
     def draw(self, generator: SampleGenerator, batch: Batch, progress: Progress) -> Draws: ...
 
     def loss(self, draws: Draws, networks: Networks) -> Loss: ...
+
+    def target_keep(self, before: Progress, after: Progress) -> float | None:
+        """The part of the target network that an optimizer step leaves; None: there is no target."""
+        ...

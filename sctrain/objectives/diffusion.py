@@ -1,4 +1,4 @@
-"""TrigFlow diffusion, the teacher's objective (sCM section 3 with the adaptive weighting of EDM2)."""
+"""Diffusion, the teacher's objective: EDM's and TrigFlow's are one (sCM section 3), with EDM2's adaptive weighting."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,18 @@ def weighted(square_error: Tensor, log_weight: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class TrigFlowDiffusion(TrigFlowDraws):
-    """E[ e^w(t) / D ||sigma_d F(x_t / sigma_d, t) - v_t||^2 - w(t) ], the error in units of sigma_d (sCM eq. 5)."""
+class Diffusion(TrigFlowDraws):
+    """E[ e^w(t) / D ||sigma_d F(x_t / sigma_d, t) - v_t||^2 - w(t) ], the error in units of sigma_d (sCM eq. 5).
+
+    Without a learned weighting w = 0, and this is EDM's lambda(sigma) ||D - x0||^2 / D (Karras et al. 2022, eq. 8).
+    """
+
+    learned_weighting: bool = True
 
     def loss(self, draws: Draws, networks: Networks) -> Loss:
         x_t = diffuse(draws.x0, draws.z, draws.t)
         F, log_weight = networks.student(x_t / self.sigma_data, draws.t, draws.labels)
         error = mean_square(F - velocity(draws.x0, draws.z, draws.t) / self.sigma_data)
+        if not self.learned_weighting:
+            return Loss(error, {"velocity_error": error.detach()})
         return Loss(weighted(error, log_weight), {"velocity_error": error.detach(), "log_weight": log_weight.detach()})

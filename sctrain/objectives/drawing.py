@@ -12,11 +12,25 @@ from sctrain.randomness import SampleGenerator
 
 
 @dataclass(frozen=True)
-class TrigFlowDraws:
-    """Settings of the draw: data of standard deviation `sigma_data`; label `num_classes` means none."""
+class Data:
+    """What an objective knows of its data: their standard deviation; label `num_classes` means none."""
 
     sigma_data: float
     num_classes: int
+
+    def noise(self, generator: SampleGenerator, batch: Batch) -> Tensor:
+        """Z ~ N(0, sigma_d^2 I), (B, C, H, W)."""
+        return self.sigma_data * generator.normal(batch.x0.shape[1:])
+
+    def labels(self, generator: SampleGenerator, batch: Batch, dropout: float) -> Tensor:
+        """The labels, each dropped with this probability: (B,)."""
+        return torch.where(generator.uniform() < dropout, self.num_classes, batch.labels)
+
+
+@dataclass(frozen=True)
+class TrigFlowDraws(Data):
+    """Settings of the draw."""
+
     time_mean: float
     time_std: float
     label_dropout: float
@@ -25,13 +39,17 @@ class TrigFlowDraws:
         """tau ~ N(mean, std^2), t = arctan(exp(tau) / sigma_d) (sCM eq. 5), at most T_MAX; z ~ N(0, sigma_d^2 I)."""
         tau = self.time_mean + self.time_std * generator.normal()
         t = torch.atan(tau.exp() / self.sigma_data).clamp(max=T_MAX)
-        z = self.sigma_data * generator.normal(batch.x0.shape[1:])
-        labels = torch.where(generator.uniform() < self.label_dropout, self.num_classes, batch.labels)
+        z = self.noise(generator, batch)
+        labels = self.labels(generator, batch, self.label_dropout)
         return Draws(batch.x0, z, t, labels, self.warmup(progress))
 
     def warmup(self, progress: Progress) -> float:
         """The factor r of the draws; objectives without a warm-up have 1."""
         return 1.0
+
+    def target_keep(self, before: Progress, after: Progress) -> float | None:
+        """There is no target network."""
+        return None
 
 
 def l2_norm(x: Tensor) -> Tensor:

@@ -53,10 +53,13 @@ class ShardedPowerEma:
         }
 
     def load(self, key: str, values: Tensor) -> None:
-        """Overwrite one track; its key is that of `pieces`."""
+        """Overwrite one parameter's track; its key is that of `pieces`."""
         kind, _, name = key.partition("/")
         track = next(track for width, track in self._tracks.items() if _kind(width) == kind)
         track[name].copy_(values)
+
+    def refresh(self) -> None:
+        """Nothing else holds the tracks."""
 
 
 def _kind(width: float) -> str:

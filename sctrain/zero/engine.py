@@ -83,8 +83,8 @@ class StudentEngine:
             return
         with torch.random.fork_rng():  # initial weights are drawn, and dropout masks must not notice
             network = make_network()
-            frozen = FrozenEngine(network, _float32(self._config), device)
-        self.shards.copy_masters_to(network)
+            frozen = FrozenEngine(network, partitioned(self._config) | {"bf16": {"enabled": False}}, device)
+        self.shards.copy_to(network, {shard.name: shard.master for shard in self.shards})
         network.train()
         try:
             yield ExactNetwork(frozen, network)
@@ -127,10 +127,9 @@ class FrozenEngine:
             release_shards(self._network)
 
 
-def _float32(config: dict[str, Any]) -> dict[str, Any]:
-    """The same configuration for float32 weights that are partitioned without exception."""
-    zero = config["zero_optimization"] | {"stage3_param_persistence_threshold": 0}
-    return config | {"bf16": {"enabled": False}, "zero_optimization": zero}
+def partitioned(config: dict[str, Any]) -> dict[str, Any]:
+    """The same configuration without parameters that stay whole, which would not see that their shards were set."""
+    return config | {"zero_optimization": config["zero_optimization"] | {"stage3_param_persistence_threshold": 0}}
 
 
 def stage(config: dict[str, Any]) -> int:

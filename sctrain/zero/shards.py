@@ -10,7 +10,7 @@ an optimizer step copies the first to the second. Whoever sets a master does it 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -109,8 +109,11 @@ class Shards(ABC):
             group["lr"] = rate
 
     @abstractmethod
-    def copy_masters_to(self, network: nn.Module) -> None:
-        """Into a float32 network of the same shape and stage, without communication."""
+    def copy_to(self, network: nn.Module, values: Mapping[str, Tensor]) -> None:
+        """Set a network of the same shape and stage, none of whose parameters stays whole in stage 3, to these values.
+
+        They are given as this rank's intervals by name. All ranks take part.
+        """
 
     @abstractmethod
     def _step_once(self) -> None: ...
@@ -160,10 +163,9 @@ class PartitionedShards(Shards):
     def _step_once(self) -> None:
         self._zero.step_flat_masters()
 
-    def copy_masters_to(self, network: nn.Module) -> None:
+    def copy_to(self, network: nn.Module, values: Mapping[str, Tensor]) -> None:
         for name, parameter in network.named_parameters():
-            shard = self[name]
-            compute_shard(parameter).data[: shard.stop - shard.start].copy_(shard.master)
+            compute_shard(parameter).data[: values[name].numel()].copy_(values[name])
 
     @contextmanager
     def rewriting(self) -> Iterator[None]:
@@ -201,9 +203,9 @@ class ReplicatedShards(Shards):
     def _step_once(self) -> None:
         self._optimizer.step()
 
-    def copy_masters_to(self, network: nn.Module) -> None:
+    def copy_to(self, network: nn.Module, values: Mapping[str, Tensor]) -> None:
         for name, parameter in network.named_parameters():
-            parameter.data.copy_(self[name].whole)  # pyright: ignore[reportAttributeAccessIssue]
+            parameter.data.copy_(_completed(values[name], parameter))
 
     @contextmanager
     def rewriting(self) -> Iterator[None]:
@@ -211,15 +213,15 @@ class ReplicatedShards(Shards):
         with torch.no_grad():
             for shard in self:
                 for kind in (MASTER, *self.moments):
-                    self._complete(shard, kind)
+                    whole = shard.whole if kind == MASTER else self._optimizer.state[shard.whole][kind]  # pyright: ignore[reportAttributeAccessIssue]
+                    whole.copy_(_completed(shard.get(kind), whole))
                 self._parameters[shard.name].copy_(shard.whole)  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _complete(self, shard: Shard, kind: str) -> None:
-        """Fetch the intervals of the other ranks."""
-        whole = shard.whole if kind == MASTER else self._optimizer.state[shard.whole][kind]
-        size = -(-shard.numel // dist.get_world_size())
-        padded = whole.new_zeros(size)
-        padded[: shard.stop - shard.start] = shard.get(kind)
-        parts = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, padded)
-        whole.copy_(torch.cat(parts)[: shard.numel].view(shard.shape))
+
+def _completed(local: Tensor, whole: Tensor) -> Tensor:
+    """A tensor of `whole`'s shape from the intervals of all ranks."""
+    padded = local.new_zeros(-(-whole.numel() // dist.get_world_size()))
+    padded[: local.numel()] = local
+    parts = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, padded)
+    return torch.cat(parts)[: whole.numel()].view(whole.shape)

@@ -1,8 +1,8 @@
-"""The whole training state of an engine, to and from a checkpoint: masters, moments, optimizer step, EMA tracks."""
+"""The whole training state of an engine, to and from a checkpoint: masters, moments, optimizer step, and followers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -10,42 +10,58 @@ from torch import Tensor
 
 from sctrain.errors import OwnUserError, UserError
 from sctrain.zero.checkpoint import Checkpointer, load, read_record
-from sctrain.zero.ema import ShardedPowerEma
 from sctrain.zero.pieces import Piece
 from sctrain.zero.shards import MASTER, Shards
 
 OPTIMIZER_STEP = "optimizer_step"
 
 
-def state_pieces(shards: Shards, ema: ShardedPowerEma) -> dict[str, Piece]:
+class Follower(Protocol):
+    """Weights that follow the masters: EMA tracks, a target network."""
+
+    def pieces(self) -> dict[str, Piece]: ...
+
+    def load(self, key: str, values: Tensor) -> None: ...
+
+    def refresh(self) -> None:
+        """To be called when all is loaded."""
+
+
+def state_pieces(shards: Shards, followers: Sequence[Follower]) -> dict[str, Piece]:
     """Every tensor of the state by `master/NAME`, `exp_avg/NAME`, `ema-0.05/NAME` and so on; views, not copies."""
     kinds = (MASTER, *shards.moments)
-    return {f"{kind}/{shard.name}": shard.piece(kind) for kind in kinds for shard in shards} | ema.pieces()
+    pieces = {f"{kind}/{shard.name}": shard.piece(kind) for kind in kinds for shard in shards}
+    for follower in followers:
+        pieces |= follower.pieces()
+    return pieces
 
 
 def save_state(
-    checkpointer: Checkpointer, images: int, shards: Shards, ema: ShardedPowerEma, record: dict[str, Any]
+    checkpointer: Checkpointer, images: int, shards: Shards, followers: Sequence[Follower], record: dict[str, Any]
 ) -> float:
     """Begin to save in the background; see `Checkpointer.save`. Returns the seconds that training stood still."""
     record = {**record, OPTIMIZER_STEP: shards.optimizer_step}
-    return checkpointer.save(images, state_pieces(shards, ema), record)
+    return checkpointer.save(images, state_pieces(shards, followers), record)
 
 
-def load_state(path: Path, shards: Shards, ema: ShardedPowerEma) -> dict[str, Any]:
+def load_state(path: Path, shards: Shards, followers: Sequence[Follower]) -> dict[str, Any]:
     """Restore the state that any number of ranks saved at `path`, and return its record. All ranks take part.
 
     UserError, on every rank, if the checkpoint is damaged or belongs to another network.
     """
     record = read_record(path)
     shards.set_optimizer_step(record[OPTIMIZER_STEP])
-    values_by_key = _load_on_all_ranks(path, state_pieces(shards, ema))
+    values_by_key = _load_on_all_ranks(path, state_pieces(shards, followers))
+    owners = {key: follower for follower in followers for key in follower.pieces()}
     with shards.rewriting():
         for key, values in values_by_key:
-            kind, _, name = key.partition("/")
-            if kind == MASTER or kind in shards.moments:
-                shards[name].set(kind, values)
+            if key in owners:
+                owners[key].load(key, values)
             else:
-                ema.load(key, values)
+                kind, _, name = key.partition("/")
+                shards[name].set(kind, values)
+    for follower in followers:
+        follower.refresh()
     return record
 
 

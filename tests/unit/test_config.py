@@ -113,7 +113,7 @@ def test_recipes_of_the_project_are_found_by_name(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     top = written(tmp_path / "top.yaml", SMALLEST + "base: digits/base.yaml\n")
     shared = read_document(RECIPES / "digits" / "base.yaml").values
-    assert load(top).data.std == shared["data"]["std"] and load(top).network.depth == shared["network"]["depth"]
+    assert list(load(top).data.std) == shared["data"]["std"] and load(top).network.depth == shared["network"]["depth"]
 
 
 def test_all_recipes_of_the_project_are_sound():
@@ -159,7 +159,7 @@ def test_mistakes_inside_a_union_are_named_without_its_tag(recipe: Path):
         "override 'objective.time.mean=0': unknown key 'objective.time'; the nearest valid one is 'objective.times'"
     )
     assert "'objective.times.std' must be greater than 0" in complaint(recipe, "objective.times.std=0")
-    assert "'objective.name' must be one of 'trigflow', 'sct', 'scd', not 'sctt'" in complaint(
+    assert "'objective.name' must be one of 'trigflow', 'edm', 'pd', 'cd', 'ct', " in complaint(
         recipe, "objective.name=sctt"
     )
     assert "the key 'objective.name' is missing" in complaint(recipe, "objective=null", "objective={}")

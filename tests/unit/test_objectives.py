@@ -8,11 +8,12 @@ from gaussian import Gaussian
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.dit import DiTOptions
+from models.layers import Conditioning
 from models.registry import build_network
 from models.tangent.engines import finite_difference, single_pass
 from sctrain.objectives.base import Batch, Draws, Networks, Progress
 from sctrain.objectives.continuous import ContinuousConsistency, consistency_tangent, normalized
-from sctrain.objectives.diffusion import TrigFlowDiffusion
+from sctrain.objectives.diffusion import Diffusion
 from sctrain.objectives.drawing import l2_norm, mean_square
 from sctrain.processes import denoise, diffuse, per_sample, velocity
 from sctrain.randomness import Purpose, SampleGenerator
@@ -22,7 +23,7 @@ B, SHAPE = 6, (1, 8, 8)
 
 def small_network():
     """A float64 DiT with no zero-initialised gate left: a zero tangent would verify nothing."""
-    network = build_network(DiTOptions(width=32, depth=2, heads=2, patch_size=2), *SHAPE, num_classes=10).double()
+    network = build_network(DiTOptions(width=32, depth=2, heads=2, patch_size=2), *SHAPE, Conditioning(10)).double()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -226,7 +227,7 @@ def test_diffusion_loss_is_least_at_the_conditional_velocity():
         0.5 * torch.randn(x0.shape, generator=g, dtype=torch.float64),
         torch.full((20_000,), 0.8, dtype=torch.float64),
     )
-    objective = TrigFlowDiffusion(0.5, 10, -1.0, 1.4, 0.0)
+    objective = Diffusion(0.5, 10, -1.0, 1.4, 0.0)
     draws = Draws(x0, z, t, torch.zeros(20_000))
 
     def loss(scale):
@@ -240,7 +241,7 @@ def test_adaptive_weight_balances_the_loss():
     """d/dw (e^w L - w) = 0 where e^-w = L."""
     draws = some_draws(0.5)
     constant = torch.randn_like(draws.x0)
-    objective = TrigFlowDiffusion(0.5, 10, -1.0, 1.4, 0.0)
+    objective = Diffusion(0.5, 10, -1.0, 1.4, 0.0)
     error = objective.loss(draws, Networks(lambda u, t, y: (constant, torch.zeros_like(t)), single_pass)).per_sample
     w = (-error.log()).requires_grad_()
     loss = objective.loss(draws, Networks(lambda u, t, y: (constant, w), single_pass)).per_sample

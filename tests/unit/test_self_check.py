@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.dit import DiTOptions
+from models.layers import Conditioning
 from models.registry import build_network
 from models.tangent import dual
 from models.tangent.dual import Dual, tangent_rule, value_of
@@ -25,7 +26,7 @@ class Alone:
 
 def network(dropout=0.0, fresh=False):
     torch.manual_seed(1)
-    made = build_network(DiTOptions(width=32, depth=2, heads=2, dropout=dropout), 1, 8, 8, 10)
+    made = build_network(DiTOptions(width=32, depth=2, heads=2, dropout=dropout), 1, 8, 8, Conditioning(10))
     with torch.no_grad():
         for parameter in made.parameters() if not fresh else ():
             parameter.add_(0.1 * torch.randn_like(parameter))

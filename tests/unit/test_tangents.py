@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.dit import DiTOptions
 from models.execution import Execution
-from models.layers import PositionalEmbedding
+from models.layers import Conditioning, PositionalEmbedding
 from models.registry import build_network
 from models.tangent.dual import Dual
 from models.tangent.engines import TANGENT_ENGINES, finite_difference, single_pass
@@ -21,7 +21,7 @@ def network_and_inputs(dtype=torch.float64, dropout=0.0, checkpointing=False):
     """No gate is zero: a zero tangent would verify nothing."""
     torch.manual_seed(0)
     options = DiTOptions(width=32, depth=3, heads=2, patch_size=2, dropout=dropout)
-    network = build_network(options, 1, 8, 8, num_classes=10, execution=Execution(checkpointing=checkpointing))
+    network = build_network(options, 1, 8, 8, Conditioning(10), execution=Execution(checkpointing=checkpointing))
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -85,9 +85,9 @@ def test_network_tangent_in_bfloat16(wide):
 def test_time_stays_in_float32_where_weights_are_bfloat16():
     """Its embedding is that of a float32 network with the same rounded weights, not a rounded one."""
     network, ((_, t), _, labels) = network_and_inputs(torch.float32)
-    condition = network.bfloat16().condition(t, labels, None)
+    condition = network.bfloat16().condition(t, labels, None, None, None)
     assert condition.dtype == torch.float32
-    torch.testing.assert_close(condition, network.float().condition(t, labels, None), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(condition, network.float().condition(t, labels, None, None, None), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -185,7 +185,7 @@ def test_a_network_that_ignores_its_inputs_has_no_tangent():
 
 def test_a_guided_network_starts_as_its_teacher_and_learns_to_listen():
     options = DiTOptions(width=32, depth=2, heads=2)
-    teacher, student = (build_network(options, 1, 8, 8, 10, guided=guided) for guided in (False, True))
+    teacher, student = (build_network(options, 1, 8, 8, Conditioning(10, guided)) for guided in (False, True))
     missing = student.load_state_dict(teacher.state_dict(), strict=False).missing_keys
     assert missing == ["condition.guidance.weight", "condition.guidance.bias"]
     u, t, labels, scale = torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([1, 2]), torch.tensor([1.0, 2.0])
@@ -207,4 +207,4 @@ def test_time_frequencies_are_at_most_one_radian():
 @pytest.mark.parametrize("change", [{"patch_size": 3}, {"heads": 5}])
 def test_options_that_do_not_fit_are_refused(change):
     with pytest.raises(ValueError, match=r"network\.(patch_size|width)"):
-        build_network(DiTOptions(**{"width": 32, "heads": 2, "depth": 1, **change}), 1, 8, 8, 10)
+        build_network(DiTOptions(**{"width": 32, "heads": 2, "depth": 1, **change}), 1, 8, 8, Conditioning(10))

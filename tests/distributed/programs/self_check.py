@@ -4,6 +4,7 @@ import rank
 import torch
 
 from models.dit import DiTOptions
+from models.layers import Conditioning
 from models.registry import build_network
 from models.tangent.engines import single_pass
 from sctrain.config.schema import OptimizerConfig
@@ -16,7 +17,7 @@ BATCH = 4
 
 def network(seed: int = 1):
     torch.manual_seed(seed)
-    made = build_network(DiTOptions(width=32, depth=2, heads=2, dropout=0.1), 1, 8, 8, 10)
+    made = build_network(DiTOptions(width=32, depth=2, heads=2, dropout=0.1), 1, 8, 8, Conditioning(10))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

@@ -77,7 +77,7 @@ class Run:
         return losses
 
     def state(self) -> dict[str, Tensor]:
-        return {key: piece.local.clone() for key, piece in state_pieces(self.shards, self.ema).items()}
+        return {key: piece.local.clone() for key, piece in state_pieces(self.shards, [self.ema]).items()}
 
     def fingerprint(self) -> dict[str, float]:
         """Sum over all ranks of every tensor of the state, weighted by position."""
@@ -85,7 +85,7 @@ class Run:
             key: self.world.sum(
                 (piece.local.double() * torch.arange(piece.start + 1, piece.stop + 1, dtype=torch.float64)).sum()
             ).item()
-            for key, piece in state_pieces(self.shards, self.ema).items()
+            for key, piece in state_pieces(self.shards, [self.ema]).items()
         }
 
     def full_weights(self) -> dict[str, Tensor]:
@@ -111,17 +111,17 @@ def save(world, folder: Path) -> dict:
         run, checkpointer = Run(world, variant, seed=0), Checkpointer(folder / variant, 2, world.rank, world.size)
         world.barrier()
         initial = run.state()
-        save_state(checkpointer, 0, run.shards, run.ema, {"note": "untrained"})
+        save_state(checkpointer, 0, run.shards, [run.ema], {"note": "untrained"})
         run.train(range(3))
         saved, fingerprint = run.state(), run.fingerprint()
-        stall = save_state(checkpointer, 3 * BATCH, run.shards, run.ema, {"note": variant})
+        stall = save_state(checkpointer, 3 * BATCH, run.shards, [run.ema], {"note": variant})
         losses = run.train(range(3, 6))
         checkpointer.wait()
         world.barrier()
         fresh = Run(world, variant, seed=1)
         fresh_step = fresh.shards.optimizer_step
         found = newest(folder / variant)
-        record = load_state(found, fresh.shards, fresh.ema)
+        record = load_state(found, fresh.shards, [fresh.ema])
         results[variant] = {
             "losses": losses,
             "stall": stall,
@@ -133,7 +133,7 @@ def save(world, folder: Path) -> dict:
             "state_restored": same(saved, fresh.state()),
             "restored_losses": fresh.train(range(3, 6)),
         }
-        load_state(found.with_name("0" * 12), fresh.shards, fresh.ema)  # into an engine that has moments
+        load_state(found.with_name("0" * 12), fresh.shards, [fresh.ema])  # into an engine that has moments
         results[variant]["untrained_restored"] = same(initial, fresh.state())
         results[variant]["retrained_losses"] = fresh.train(range(6))
     return results
@@ -145,7 +145,7 @@ def load(world, folder: Path) -> dict:
     for variant in VARIANTS:
         run = Run(world, variant, seed=2)
         run.train(range(20, 21))  # whole copies of small parameters and moments exist, and are to be overwritten
-        record = load_state(newest(folder / variant), run.shards, run.ema)
+        record = load_state(newest(folder / variant), run.shards, [run.ema])
         results[variant] = {"record": record, "fingerprint": run.fingerprint(), "losses": run.train(range(3, 6))}
     return results
 
@@ -154,7 +154,7 @@ def damaged(world, folder: Path) -> str:
     """What a rank says when one file is corrupt, its own or not."""
     run, checkpointer = Run(world, "persistent", seed=7), Checkpointer(folder / "damaged", 1, world.rank, world.size)
     world.barrier()
-    save_state(checkpointer, 12, run.shards, run.ema, {})
+    save_state(checkpointer, 12, run.shards, [run.ema], {})
     checkpointer.wait()
     world.barrier()
     path = newest(folder / "damaged")
@@ -162,7 +162,7 @@ def damaged(world, folder: Path) -> str:
         (path / "rank-00001.safetensors").write_bytes(b"damage")
     world.barrier()
     try:
-        load_state(path, run.shards, run.ema)
+        load_state(path, run.shards, [run.ema])
     except UserError as error:
         return str(error)
     return "loaded"
@@ -208,16 +208,16 @@ def die_while_saving(world, folder: Path) -> dict:
     run = Run(world, "fp32", seed=6)
     checkpointer = Checkpointer(folder / "killed", 2, world.rank, world.size, patience_seconds=1)
     world.barrier()
-    save_state(checkpointer, 12, run.shards, run.ema, {})
+    save_state(checkpointer, 12, run.shards, [run.ema], {})
     checkpointer.wait()
     world.barrier()
     if world.rank == 1:
         checkpoint.save_file = _write_half_and_die
-    save_state(checkpointer, 24, run.shards, run.ema, {})
+    save_state(checkpointer, 24, run.shards, [run.ema], {})
     try:
         checkpointer.wait()
     except UserError as error:
-        pieces = state_pieces(run.shards, run.ema)
+        pieces = state_pieces(run.shards, [run.ema])
         restored = dict(checkpoint.load(newest(folder / "killed"), pieces))
         names = sorted(path.name for path in (folder / "killed").iterdir())
         good = all(torch.equal(values, pieces[key].local) for key, values in restored.items())

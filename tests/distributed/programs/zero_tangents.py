@@ -16,12 +16,13 @@ from deepspeed.utils import safe_get_full_grad
 
 from models.dit import DiTOptions
 from models.execution import Execution
+from models.layers import Conditioning
 from models.registry import build_network
 from models.tangent.engines import single_pass, tangent_engine
 from sctrain.config.schema import OptimizerConfig
 from sctrain.objectives.base import Draws, Networks
 from sctrain.objectives.continuous import ContinuousConsistency
-from sctrain.objectives.diffusion import TrigFlowDiffusion
+from sctrain.objectives.diffusion import Diffusion
 from sctrain.zero import engine as zero_engine
 from sctrain.zero.engine import FrozenEngine, StudentEngine
 
@@ -38,7 +39,7 @@ CONSISTENCY = dict(
     tangent_warmup_images=0,
 )
 OBJECTIVES = {
-    "trigflow": TrigFlowDiffusion(0.5, 10, -1.0, 1.4, 0.0),
+    "trigflow": Diffusion(0.5, 10, -1.0, 1.4, 0.0),
     "sct": ContinuousConsistency(distill=False, **CONSISTENCY),
     "scd": ContinuousConsistency(distill=True, **CONSISTENCY),
 }
@@ -82,7 +83,7 @@ def network(seed: int, case: Case):
     """No gate is zero: a zero tangent would verify nothing."""
     torch.manual_seed(seed)
     options = DiTOptions(width=32, depth=2, heads=2, patch_size=2, dropout=case.dropout)
-    made = build_network(options, 1, 8, 8, 10, execution=Execution(checkpointing=case.checkpointing))
+    made = build_network(options, 1, 8, 8, Conditioning(10), execution=Execution(checkpointing=case.checkpointing))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

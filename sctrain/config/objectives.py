@@ -1,0 +1,259 @@
+"""The methods by name, each with its paper's defaults (those of CIFAR-10 where a paper has several)."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from sctrain.config.base import Fraction, Images, NotNegative, Positive, Share, Strict
+
+Levels = Annotated[int, Field(ge=2)]
+DistanceName = Literal["l2", "l1", "lpips", "pseudo_huber", "huber"]
+
+
+class TimeDistribution(Strict):
+    """ln sigma ~ N(mean, std^2), t = arctan(sigma / sigma_data) (EDM section 5, sCM section 4.2)."""
+
+    mean: float = -1.0
+    std: Positive = 1.4
+
+
+class GuidanceRange(Strict):
+    """The student learns to follow its teacher at any scale of guidance in [low, high]; 1 is no guidance."""
+
+    low: NotNegative = 1.0
+    high: Positive = 2.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> GuidanceRange:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} exceeds high {self.high}; exchange them")
+        return self
+
+
+class Distance(Strict):
+    """How far two images are from each other. `lpips` reads its backbone from `weights`, a file of yours."""
+
+    name: DistanceName = "l2"
+    constant: NotNegative | None = None  # c of the Huber metrics; None: 0.00054 sqrt(D), for huber 0.001
+    weights: str | None = None  # VGG16 of torchvision, for lpips
+
+
+class Method(Strict):
+    """What any method is asked."""
+
+    samples_as: ClassVar[Literal["diffusion", "consistency", "jumps"]] = "consistency"
+    label_dropout: Share = 0.0
+
+    @property
+    def guided_scales(self) -> GuidanceRange | None:
+        """The scales of guidance that its network is told, None if it is told none."""
+        return getattr(self, "guidance", None)
+
+    @property
+    def anchor(self) -> float:
+        """The noise level at which its consistency function is the identity."""
+        return 0.0
+
+    @property
+    def told_the_end(self) -> bool:
+        """Whether its network is told where a jump ends."""
+        return False
+
+    @property
+    def has_target(self) -> bool:
+        """Whether there is a target network."""
+        return getattr(self, "target_decay", 0.0) > 0
+
+
+class Diffusion(Method):
+    """One loss under two names with other defaults: the error of the velocity, E[||F - v / sigma_d||^2 / D]."""
+
+    samples_as: ClassVar = "diffusion"
+    times: TimeDistribution
+    learned_weighting: bool  # e^w L - w of EDM2 section 2.2; without it every time counts as it is drawn
+    augmentation: Share = 0.0  # EDM's non-leaky one: the probability of each transformation, told to the network
+
+
+class TrigFlowObjective(Diffusion):
+    """TrigFlow diffusion: the teacher of sCM (section 3)."""
+
+    name: Literal["trigflow"] = "trigflow"
+    times: TimeDistribution = TimeDistribution()
+    label_dropout: Share = 0.1
+    learned_weighting: bool = True
+
+
+class EdmObjective(Diffusion):
+    """EDM's diffusion (Karras et al. 2022): lambda(sigma) ||D - x0||^2 is the error of the velocity."""
+
+    name: Literal["edm"]
+    times: TimeDistribution = TimeDistribution(mean=-1.2, std=1.2)
+    learned_weighting: bool = False
+
+
+class ProgressiveDistillation(Method):
+    """Student of N steps learns two DDIM steps of its teacher; N halves in equal parts of the budget (PD section 3)."""
+
+    samples_as: ClassVar = "jumps"
+    name: Literal["pd"]
+    first_steps: Annotated[int, Field(ge=1)] = 1024
+    last_steps: Annotated[int, Field(ge=1)] = 1
+    weighting: Literal["snr_plus_one", "truncated_snr"] = "truncated_snr"
+
+    @model_validator(mode="after")
+    def _halves(self) -> ProgressiveDistillation:
+        ratio = self.first_steps / self.last_steps
+        if ratio < 1 or ratio.is_integer() is False or int(ratio) & (int(ratio) - 1):
+            raise ValueError(f"first_steps {self.first_steps} does not halve down to last_steps {self.last_steps}")
+        return self
+
+    @property
+    def has_target(self) -> bool:
+        return True
+
+
+class OnGrid(Method):
+    """EDM's noise levels; the consistency function is the identity at the least of them."""
+
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
+    rho: Positive = 7.0
+    metric: Distance = Distance()
+
+    @model_validator(mode="after")
+    def _ordered(self) -> OnGrid:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min {self.sigma_min} is not below sigma_max {self.sigma_max}; exchange them")
+        return self
+
+    @property
+    def anchor(self) -> float:
+        return self.sigma_min
+
+
+class ConsistencyDistillation(OnGrid):
+    """CD (CM 2023 algorithm 2)."""
+
+    name: Literal["cd"]
+    levels: Levels = 18  # N
+    solver: Literal["heun", "euler"] = "heun"
+    target_decay: Fraction = 0.0  # mu
+
+
+class ConsistencyTraining(OnGrid):
+    """CT (CM 2023 algorithm 3): N(k) from `first_levels` to about `last_levels`, mu(k) from `first_decay`."""
+
+    name: Literal["ct"]
+    first_levels: Levels = 2  # s0
+    last_levels: Levels = 150  # s1
+    first_decay: Fraction = 0.9  # mu0
+
+    @property
+    def has_target(self) -> bool:
+        return self.first_decay > 0
+
+
+class EarlyContinuous(OnGrid):
+    """The continuous-time losses of CM 2023 (appendix B), l2; `full` differentiates through the tangent (theorem 3)."""
+
+    name: Literal["ct_continuous", "cd_continuous"]
+    form: Literal["stop_gradient", "full"] = "stop_gradient"
+
+
+class ImprovedTraining(OnGrid):
+    """ICT (Song & Dhariwal 2023)."""
+
+    name: Literal["ict"]
+    first_levels: Levels = 10  # s0
+    last_levels: Levels = 1280  # s1
+    times: TimeDistribution = TimeDistribution(mean=-1.1, std=2.0)
+    metric: Distance = Distance(name="pseudo_huber")
+
+
+class EasyTuning(Method):
+    """ECT (Geng et al. 2024): r(t) = t (1 - (1 + k sigmoid(-b t)) / q^(stage + 1)), at least 0."""
+
+    name: Literal["ect"]
+    times: TimeDistribution = TimeDistribution(mean=-1.1, std=2.0)
+    stages: Annotated[int, Field(ge=1)] = 8
+    q: Annotated[float, Field(gt=1)] = 2.0
+    k: NotNegative = 8.0
+    b: NotNegative = 1.0
+    metric: Distance = Distance(name="pseudo_huber", constant=0.0)
+    weighting: Literal["inverse_gap", "edm"] = "inverse_gap"  # 1 / (t - r), or 1 / c_out(t)^2 as on ImageNet
+
+
+class SimplifiedConsistency(Method):
+    """SCM (sections 4 and 5): the tangent, normalised, with adaptive weighting."""
+
+    times: TimeDistribution = TimeDistribution()
+    tangent_normalization: Literal["l2", "rms"] = "l2"  # which norm `tangent_constant` is compared with
+    tangent_constant: NotNegative = 0.1  # c in g / (||g|| + c)
+    tangent_warmup_images: Images = 0  # r rises linearly from 0 to 1 over these
+    guidance: GuidanceRange | None = None  # of a teacher whose labels were dropped: classifier-free guidance
+
+
+class ContinuousObjective(SimplifiedConsistency):
+    """In continuous time: `sct` from data alone, `scd` from a teacher."""
+
+    name: Literal["sct", "scd"]
+    segments: Annotated[int, Field(ge=1)] = 1  # of scd: it jumps to the lower end of its segment, M of them
+
+    @property
+    def told_the_end(self) -> bool:
+        return self.segments > 1
+
+
+class DiscreteTwin(SimplifiedConsistency):
+    """The discrete twins of sCM (appendix E), on N levels of EDM's grid."""
+
+    name: Literal["sct_discrete", "scd_discrete"]
+    levels: Levels = 1024
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
+    rho: Positive = 7.0
+
+
+class TrajectoryObjective(Method):
+    """CTM (Kim et al. 2023): jumps from any time to any other, matched after a teacher's steps; and denoising."""
+
+    samples_as: ClassVar = "jumps"
+    name: Literal["ctm"]
+    levels: Levels = 18
+    times: TimeDistribution = TimeDistribution(mean=-1.2, std=1.2)  # of the denoising term's lower half
+    target_decay: Fraction = 0.999
+    denoising: NotNegative = 1.0  # factor of the denoising term after balancing; 0 leaves it out
+
+    @property
+    def told_the_end(self) -> bool:
+        return True
+
+
+class LatentConsistency(Method):
+    """LCM (Luo et al. 2023): `lcm` distils a guided teacher over skipped DDIM steps, `lcf` fine-tunes without one."""
+
+    name: Literal["lcm", "lcf"]
+    ddim_steps: Annotated[int, Field(ge=2)] = 50  # among the process's 1000
+    guidance: GuidanceRange = GuidanceRange(low=3.0, high=15.0)  # scale 1 + w of the paper's w in [2, 14]
+    metric: Distance = Distance(name="huber")
+    target_decay: Fraction = 0.95
+
+
+Objective = Annotated[
+    TrigFlowObjective
+    | EdmObjective
+    | ProgressiveDistillation
+    | ConsistencyDistillation
+    | ConsistencyTraining
+    | EarlyContinuous
+    | ImprovedTraining
+    | EasyTuning
+    | ContinuousObjective
+    | DiscreteTwin
+    | TrajectoryObjective
+    | LatentConsistency,
+    Field(discriminator="name"),
+]
+DISTILLED: tuple[str, ...] = ("pd", "cd", "cd_continuous", "scd", "scd_discrete", "ctm", "lcm")  # from a teacher

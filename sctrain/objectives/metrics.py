@@ -1,0 +1,56 @@
+"""Distances between images (B, C, H, W), one per sample (B,)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
+from sctrain.config.objectives import Distance
+from sctrain.errors import UserError
+from sctrain.objectives.drawing import mean_square
+
+Metric = Callable[[Tensor, Tensor], Tensor]
+
+
+def l2(x: Tensor, y: Tensor) -> Tensor:
+    """||x - y||^2 / D: CM 2023's l2, squared and averaged over pixels."""
+    return mean_square(x - y)
+
+
+def l1(x: Tensor, y: Tensor) -> Tensor:
+    """||x - y||_1 / D (CM 2023)."""
+    return (x - y).flatten(1).abs().mean(dim=1)
+
+
+def pseudo_huber(x: Tensor, y: Tensor, c: float) -> Tensor:
+    """sqrt(||x - y||^2 + c^2) - c over the whole sample (iCT eq. 8, ECT); c = 0 is the plain norm."""
+    square = (x - y).flatten(1).square().sum(dim=1)
+    # The root's slope at 0 is infinite where c = 0: the least that keeps the gradient of equal images finite.
+    return (square + max(c * c, 1e-24)).sqrt() - c
+
+
+def elementwise_huber(x: Tensor, y: Tensor, c: float) -> Tensor:
+    """mean(sqrt((x - y)^2 + c^2) - c) over pixels (LCM)."""
+    return (((x - y).flatten(1).square() + c * c).sqrt() - c).mean(dim=1)
+
+
+def ict_constant(shape: tuple[int, ...]) -> float:
+    """c = 0.00054 sqrt(D) of iCT's pseudo-Huber metric, for images (C, H, W)."""
+    return 0.00054 * math.sqrt(math.prod(shape))
+
+
+def build_metric(config: Distance, shape: tuple[int, ...]) -> Metric:
+    """The metric that a configuration names, for images (C, H, W)."""
+    match config.name:
+        case "l2":
+            return l2
+        case "l1":
+            return l1
+        case "pseudo_huber":
+            return partial(pseudo_huber, c=ict_constant(shape) if config.constant is None else config.constant)
+        case "huber":
+            return partial(elementwise_huber, c=0.001 if config.constant is None else config.constant)
+    raise UserError("objective.metric 'lpips' is not built yet")
