@@ -81,7 +81,7 @@ class WideLinear(nn.Linear):
     """Computes in its input's dtype, whatever that of the weights: what depends on t alone stays in float32."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
+        return F.linear(input, self.weight.to(input.dtype), None if self.bias is None else self.bias.to(input.dtype))
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ class ConditionEmbedding(nn.Module):
         nn.init.normal_(self.label.weight, std=0.5)
         self.guidance = _silent(width, width) if told.guided else None
         self.end = _silent(width, width) if told.jumps else None
-        self.augmentation = _silent(AUGMENTATION_LABELS, width) if told.augmented else None
+        # Without a bias, so that nine zeros say what nothing says: the image is as it was.
+        self.augmentation = _silent(AUGMENTATION_LABELS, width, bias=False) if told.augmented else None
 
     def forward(
         self, t: Tensor, labels: Tensor, guidance: Tensor | None, end: Tensor | None, augmentation: Tensor | None
@@ -131,10 +132,10 @@ class ConditionEmbedding(nn.Module):
         return F.silu(total)
 
 
-def _silent(inputs: int, width: int) -> WideLinear:
-    layer = WideLinear(inputs, width)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+def _silent(inputs: int, width: int, bias: bool = True) -> WideLinear:
+    layer = WideLinear(inputs, width, bias)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     return layer
 
 

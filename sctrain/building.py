@@ -18,9 +18,10 @@ from sctrain.processes import ModelSpace
 from sctrain.runs import RunFolder
 from sctrain.snapshots import load_weights, newest_images, snapshot_config
 
-# The weighting head belongs to one objective; another run starts with a fresh one (sCM section 4.2). So does what a
-# network is told beside time and class, and its teacher was not.
-_BELONGS_TO_THE_RUN = ("weighting.", "condition.guidance.", "condition.end.", "condition.augmentation.")
+# The weighting head belongs to one objective; another run starts with a fresh one (sCM section 4.2).
+_BELONGS_TO_THE_RUN = ("weighting.",)
+# What a network is told beside time and class: fresh where the one it starts from was not told it.
+_MAY_BE_NEW = ("condition.guidance.", "condition.end.", "condition.augmentation.")
 
 
 def pinned(config: RunConfig) -> RunConfig:
@@ -124,17 +125,19 @@ def snapshot_weights(source: WeightsFrom) -> dict[str, Tensor]:
 def load_into(network: nn.Module, weights: Mapping[str, Tensor], origin: Path, *, as_a_start: bool = False) -> None:
     """Copy weights by name; UserError names the first parameter that is missing or of another shape.
 
-    As the start of another run they leave fresh what belongs to one run alone.
+    As the start of another run they leave fresh what belongs to one run alone, and what only one of the two is told.
     """
     own = network.state_dict()
-    fresh = _BELONGS_TO_THE_RUN if as_a_start else ()
-    wanted = {name for name in own if not name.startswith(fresh)}
-    for name in sorted(wanted | {name for name in weights if not name.startswith(fresh)}):
+    names = own.keys() | weights.keys()
+    if as_a_start:
+        new = {name for name in names if name.startswith(_MAY_BE_NEW) and (name in own) != (name in weights)}
+        names = {name for name in names - new if not name.startswith(_BELONGS_TO_THE_RUN)}
+    for name in sorted(names):
         ours, theirs = own.get(name), weights.get(name)
         if ours is None or theirs is None or ours.shape != theirs.shape:
             shapes = " and ".join("absent" if w is None else str(tuple(w.shape)) for w in (ours, theirs))
             raise UserError(f"{origin}: parameter {name} is {shapes} here and there; use the 'network' of that run")
-    network.load_state_dict({name: weights[name] for name in wanted}, strict=False)
+    network.load_state_dict({name: weights[name] for name in names}, strict=False)
 
 
 def start_weights(config: RunConfig) -> WeightsFrom | None:

@@ -29,7 +29,13 @@ from sctrain.snapshots import newest_images, snapshot_config
 def run(args: argparse.Namespace) -> int:
     """Figures on stdout, all else on stderr."""
     keep_freed_memory()
-    return {"step": _bench_step, "attention": _bench_attention, "precision": _bench_precision}[args.what](args)
+    kinds = {
+        "step": _bench_step,
+        "attention": _bench_attention,
+        "methods": _bench_methods,
+        "precision": _bench_precision,
+    }
+    return kinds[args.what](args)
 
 
 def _bench_step(args: argparse.Namespace) -> int:
@@ -145,6 +151,29 @@ def _attention_table(rows: Sequence[AttentionRow], settings: AttentionSettings) 
         if len(mine) > 1:
             parts.append(f"{backend}: peak memory grows as length^{attention.growth(mine):.2f}")
     return "\n".join(parts)
+
+
+def _bench_methods(args: argparse.Namespace) -> int:
+    from sctrain.bench import methods
+    from sctrain.trials import run_all
+
+    chosen = tuple(args.methods or methods.METHODS)
+    for name in chosen:
+        if name not in methods.METHODS:
+            raise UserError(f"--methods: '{name}' is none of {', '.join(methods.METHODS)}")
+        if methods.STARTS_FROM.get(name, name) not in chosen:
+            raise UserError(f"--methods: {name} starts from {methods.STARTS_FROM[name]}; name it too")
+    seeds, factor = ([0, 1, 2], 8.0) if args.full else (args.seeds, 1.0)
+    found = methods.trials(chosen, seeds, args.recipes, args.out, args.changes, factor)
+    cores = len(os.sched_getaffinity(0))
+    say(f"{len(found)} runs in {args.out}, {args.jobs or cores} side by side; repeat the command to go on")
+    failed = run_all(found, args.jobs or cores)
+    say("measuring what a step of each method costs")
+    torch.set_num_threads(cores)
+    configs = {trial.title.rpartition("-")[0]: trial.config for trial in found[1:]}
+    rows = methods.rows(found, methods.cost_ratios(configs, args.rounds))
+    print(json.dumps(methods.as_json(rows)) if args.json else methods.summary(rows))
+    return 1 if failed else 0
 
 
 def _bench_precision(args: argparse.Namespace) -> int:

@@ -31,6 +31,7 @@ FLOORS = {
     "sctrain.schedules": 1,
     "sctrain.sealed_folder": 1,
     "sctrain.signals": 1,
+    "sctrain.trials": 2,
     "sctrain.building": 2,
     "sctrain.guard": 2,
     "sctrain.monitor": 2,
