@@ -194,6 +194,17 @@ def _bench(parser: argparse.ArgumentParser) -> None:
         kind.add_argument("--json", action="store_true", help="a list of rows instead of a table")
 
 
+def _sweep(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    vary = "values of one key; repeat it for a grid, for example --vary optimizer.learning_rate=1e-4,3e-4"
+    parser.add_argument("--vary", action="append", required=True, metavar="key=v1,v2", help=vary)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of training (default: 0)")
+    parser.add_argument("--out", type=Path, required=True, help="folder where the runs are kept and continued")
+    parser.add_argument("--jobs", type=_count, help="runs side by side (default: one per core)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="picture of the table (default: OUT/sweep.png)")
+    parser.add_argument("--json", action="store_true", help="a list of rows instead of a table")
+
+
 def _doctor(parser: argparse.ArgumentParser) -> None:
     _add_config(parser, "?")
     parser.add_argument("--verdict", type=Path, help=argparse.SUPPRESS)
@@ -216,6 +227,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "sample": ("draw images from the newest snapshot of a run", _sample),
     "doctor": ("check this machine, and a run description with its tangents if one is given", _doctor),
     "bench": ("measure what a training step costs here", _bench),
+    "sweep": ("train one description with several values of its keys, and compare", _sweep),
     "report": ("write report.html and figures.json about finished runs", _report),
     "quickstart": ("see the whole system work on real images, without a GPU in ten minutes", _quickstart),
 }

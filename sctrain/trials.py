@@ -11,12 +11,10 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sctrain.config.loading import difference, dump
 from sctrain.config.schema import RunConfig
-from sctrain.errors import UserError
 from sctrain.files import write_text
 from sctrain.reporting.console import say
 from sctrain.runs import RunFolder, is_finished
@@ -26,11 +24,15 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Trial:
-    """A run by its title; `after` names the one whose snapshot it starts from, if that is a trial too."""
+    """One run of a group that differs in the seed alone; `after` is the title of one whose snapshot it starts from."""
 
-    title: str
+    group: str
     config: RunConfig
     after: str | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.group}-{self.config.seed}"
 
     @property
     def run(self) -> RunFolder:
@@ -52,9 +54,13 @@ class Trial:
         pinned = {key: saved.get(key) for key in ("teacher", "start_from")}  # with the snapshots that it found
         return any(not change.startswith(tuple(pinned)) for change in difference(saved, self.config))
 
+    def beside(self, ending: str) -> Path:
+        """A file that belongs to the run, next to its folder."""
+        return self.run.root.with_name(f"{self.run.root.name}.{ending}")
+
     def commands(self) -> Iterator[list[str]]:
         """What trains and scores it."""
-        description = self.run.root.with_suffix(".yaml")
+        description = self.beside("yaml")
         description.parent.mkdir(parents=True, exist_ok=True)
         write_text(description, dump(self.config))
         yield [sys.executable, "-m", "sctrain", "train", str(description)]
@@ -102,7 +108,7 @@ class _Job:
     def __init__(self, trial: Trial):
         self.trial, self.code, self._begin = trial, 0, time.monotonic()
         self._commands = trial.commands()
-        self._log = trial.run.root.with_suffix(".log")
+        self._log = trial.beside("log")
         self._process = self._start(next(self._commands), "wb")
 
     def _start(self, command: list[str], mode: str) -> subprocess.Popen[bytes]:
@@ -132,10 +138,3 @@ class _Job:
 
     def wait(self) -> None:
         self._process.wait()
-
-
-def seeded(config: RunConfig, title: str, folder: Path, seed: int) -> RunConfig:
-    """The same run under another seed, in a folder of its own."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; choose another --out")
-    return config.model_copy(update={"name": title, "run_dir": folder, "seed": seed})

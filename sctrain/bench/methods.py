@@ -24,7 +24,7 @@ from sctrain.objectives import build_objective
 from sctrain.objectives.base import Batch, Networks, Progress
 from sctrain.objectives.drawing import Data
 from sctrain.randomness import Purpose, SampleGenerator
-from sctrain.trials import Trial, seeded
+from sctrain.trials import Trial
 
 TEACHER = "teacher"
 METHODS = (
@@ -53,20 +53,19 @@ def trials(
     methods: Sequence[str], seeds: Sequence[int], recipes: str, out: Path, overrides: Sequence[str], factor: float
 ) -> list[Trial]:
     """The teacher's run, and every method's under every seed; budgets are the recipes' times `factor`."""
-    teacher = _scaled(load(f"{recipes}/{TEACHER}.yaml", overrides), 1.0, out / TEACHER)
-    found = [Trial(TEACHER, teacher)]
+    teacher = Trial(TEACHER, load(f"{recipes}/{TEACHER}.yaml", [*overrides, f"run_dir={out / TEACHER}"]))
+    found = [teacher]
     for method in methods:
         for seed in seeds:
-            config = _scaled(load(f"{recipes}/{method}.yaml", overrides), factor, out / f"{method}-{seed}")
-            source = STARTS_FROM.get(method, TEACHER)
-            before = source if source == TEACHER else f"{source}-{seed}"
-            config = _redirected(config, out, before)
-            title = f"{method}-{seed}"
-            found.append(Trial(title, seeded(config, title, out / title, seed), after=before))
+            before = f"{STARTS_FROM[method]}-{seed}" if method in STARTS_FROM else teacher.title
+            own = [f"seed={seed}", f"name={method}-{seed}", f"run_dir={out / f'{method}-{seed}'}"]
+            config = _scaled(load(f"{recipes}/{method}.yaml", [*overrides, *own]), factor)
+            start = out / before if method in STARTS_FROM else teacher.config.run_dir
+            found.append(Trial(method, _redirected(config, teacher.config.run_dir, start), after=before))
     return found
 
 
-def _scaled(config: RunConfig, factor: float, folder: Path) -> RunConfig:
+def _scaled(config: RunConfig, factor: float) -> RunConfig:
     """The run with its budget and the cool-down that belongs to it times `factor`."""
     optimizer = config.optimizer
     cooldown = int(optimizer.cooldown_images * factor)
@@ -74,20 +73,19 @@ def _scaled(config: RunConfig, factor: float, folder: Path) -> RunConfig:
         update={
             "budget_images": int(config.budget_images * factor),
             "optimizer": optimizer.model_copy(update={"cooldown_images": cooldown}),
-            "run_dir": folder,
         }
     )
 
 
-def _redirected(config: RunConfig, out: Path, source: str) -> RunConfig:
-    """The run with its teacher, its start and what it is compared with in `out`."""
+def _redirected(config: RunConfig, teacher: Path, start: Path) -> RunConfig:
+    """The run with these runs as its teacher, as its start, and to be compared with, where it has them."""
     changes: dict[str, Any] = {}
     if config.teacher is not None:
-        changes["teacher"] = config.teacher.model_copy(update={"run": out / TEACHER})
+        changes["teacher"] = config.teacher.model_copy(update={"run": teacher})
     if config.start_from is not None:
-        changes["start_from"] = config.start_from.model_copy(update={"run": out / source})
+        changes["start_from"] = config.start_from.model_copy(update={"run": start})
     if config.evaluation.ode_teacher is not None:
-        ode_teacher = config.evaluation.ode_teacher.model_copy(update={"run": out / TEACHER})
+        ode_teacher = config.evaluation.ode_teacher.model_copy(update={"run": teacher})
         changes["evaluation"] = config.evaluation.model_copy(update={"ode_teacher": ode_teacher})
     return config.model_copy(update=changes)
 
@@ -96,7 +94,7 @@ def rows(done: Sequence[Trial], costs: Mapping[str, float]) -> list[Row]:
     """What was scored, with the cost of each method."""
     return [
         Row(
-            method=(method := trial.title.rpartition("-")[0] or trial.title),
+            method=trial.group,
             seed=trial.config.seed,
             steps=line["steps"],
             sampler=line["sampler"],
@@ -104,7 +102,7 @@ def rows(done: Sequence[Trial], costs: Mapping[str, float]) -> list[Row]:
             fd=line["fd"],
             ode_distance=line["ode_mse"],
             agreement=line["agreement"],
-            cost_ratio=costs.get(method),
+            cost_ratio=costs.get(trial.group),
         )
         for trial in done
         for line in trial.lines()
@@ -112,7 +110,7 @@ def rows(done: Sequence[Trial], costs: Mapping[str, float]) -> list[Row]:
 
 
 def cost_ratios(configs: Mapping[str, RunConfig], rounds: int) -> dict[str, float]:
-    """Training on one image, forward and backward, in units of diffusion: medians of interleaved rounds, one process."""
+    """Training on one image, forward and backward, in units of diffusion: medians of interleaved rounds."""
     first = next(iter(configs.values()))
     dataset = building.open_split(first)
     images, labels = in_memory(dataset, first.batch.global_size)

@@ -170,7 +170,7 @@ def _bench_methods(args: argparse.Namespace) -> int:
     failed = run_all(found, args.jobs or cores)
     say("measuring what a step of each method costs")
     torch.set_num_threads(cores)
-    configs = {trial.title.rpartition("-")[0]: trial.config for trial in found[1:]}
+    configs = {trial.group: trial.config for trial in found[1:]}
     rows = methods.rows(found, methods.cost_ratios(configs, args.rounds))
     print(json.dumps(methods.as_json(rows)) if args.json else methods.summary(rows))
     return 1 if failed else 0
