@@ -147,6 +147,40 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("grid.png"), help="image file (default: grid.png)")
 
 
+def _edit(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="WHAT")
+    inpaint = kinds.add_parser("inpaint", help="generate what a mask covers")
+    colorize = kinds.add_parser("colorize", help="generate the colours of gray pictures")
+    superres = kinds.add_parser("superres", help="generate the details of coarse pictures")
+    stroke = kinds.add_parser("stroke", help="generate images that resemble a sketch in strokes (SDEdit)")
+    denoise = kinds.add_parser("denoise", help="remove noise of a known level")
+    interpolate = kinds.add_parser("interpolate", help="generate images between those of two seeds")
+    for kind in (inpaint, colorize, superres, stroke, denoise, interpolate):
+        _add_global_flags(kind)
+        kind.add_argument("run", type=Path, help="run folder of a consistency model")
+    for kind in (inpaint, colorize, superres, stroke, denoise):
+        kind.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="PNG or JPEG of the model's size")
+    inpaint.add_argument("--mask", type=Path, required=True, help="picture that is white where to generate")
+    superres.add_argument("--factor", type=int, required=True, help="how many pixels become one, in each direction")
+    for kind in (inpaint, colorize, superres):
+        kind.add_argument("--steps", type=_count, default=40, help="noise levels of EDM's grid (default: 40)")
+    noise = "noise level in the units of sigma_data"
+    stroke.add_argument("--sigma", type=float, nargs="+", help=f"{noise}, descending (default: 5.38 2.24 of 0.5)")
+    denoise.add_argument("--sigma", type=float, required=True, help=f"{noise}: of the noise in the pictures")
+    interpolate.add_argument("--seeds", type=int, nargs=2, required=True, metavar=("A", "B"))
+    interpolate.add_argument("--count", type=_count, default=10, help="number of images, both ends too (default: 10)")
+    for kind in (inpaint, colorize, superres, stroke):
+        kind.add_argument("--seed", type=int, default=0)
+    for kind in (inpaint, colorize, superres, stroke, denoise, interpolate):
+        kind.add_argument(
+            "--class", type=int, nargs="+", dest="labels", metavar="CLASS", help="one for all images, or one for each"
+        )
+        kind.add_argument("--guidance", type=float, help="classifier-free guidance (default: the run's scale; 1: none)")
+        kind.add_argument("--ema", type=float, help="relative EMA width (default: the run's first to be scored)")
+        kind.add_argument("--out", type=Path, default=Path("edited.png"), help="PNG file (default: edited.png)")
+        kind.add_argument("--save-each", action="store_true", help="the single results beside it, as OUT-0.png ...")
+
+
 def _count(text: str) -> int:
     """A whole number of at least 1."""
     if not text.isdecimal() or int(text) == 0:
@@ -225,6 +259,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train one run, or go on with it", _train),
     "evaluate": ("score the published snapshots of a run", _evaluate),
     "sample": ("draw images from the newest snapshot of a run", _sample),
+    "edit": ("fill in, colour, sharpen or denoise your pictures with a consistency model", _edit),
     "doctor": ("check this machine, and a run description with its tangents if one is given", _doctor),
     "bench": ("measure what a training step costs here", _bench),
     "sweep": ("train one description with several values of its keys, and compare", _sweep),

@@ -33,6 +33,7 @@ FLOORS = {
     "sctrain.signals": 1,
     "sctrain.trials": 2,
     "sctrain.building": 2,
+    "sctrain.editing": 2,
     "sctrain.guard": 2,
     "sctrain.monitor": 2,
     "sctrain.objectives": 2,
