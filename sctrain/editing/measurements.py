@@ -30,10 +30,10 @@ class Measurement:
         return self.operator.inverse(torch.where(self._unknown(x), self.operator(x), self.operator(y)))
 
     def within(self, x: Tensor, y: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """X, which has what is known of y, between `low` and `high` (1, C, 1, 1): black and white, as y has to be too.
+        """X, which has what is known of y, between `low` and `high` (1, C, 1, 1): black and white, which bound y.
 
-        Clipping alone would change a known mean or luminance. Both conditions are convex and hold for y, so clipping and
-        replacing in turn converges to a picture for which both do; a quarter of an 8-bit level may be left.
+        Clipping alone would change a known mean or luminance. Both conditions are convex and hold for y, so clipping
+        and replacing in turn converges to a picture for which both do; a quarter of an 8-bit level may be left.
         """
         clipped = x.clamp(low, high)
         for _ in range(CLIPPING_ROUNDS):

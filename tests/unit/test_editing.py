@@ -34,11 +34,9 @@ def isotropic(shape, sigma_data=0.5):
 
 
 def edited(gaussian, y, measurement, steps=6, seed=3):
-    n = len(y)
-    times = karras_times(steps, gaussian.sigma_data)[:-1]
-    return zero_shot(
-        gaussian.student, y, measurement, torch.zeros(n), gaussian.sigma_data, times, seed, torch.arange(n)
-    )
+    n, sigma_data = len(y), gaussian.sigma_data
+    times = karras_times(steps, sigma_data)[:-1]
+    return zero_shot(gaussian.student, y, measurement, torch.zeros(n), sigma_data, times, seed, torch.arange(n))
 
 
 @pytest.mark.parametrize(("operator", "shape"), OPERATORS)
