@@ -19,16 +19,15 @@ from sctrain.commands.edit_inputs import (
     pictures_of,
 )
 from sctrain.editing import given
-from sctrain.editing.algorithm import STROKE_SIGMAS, denoised, from_strokes, slerp, zero_shot
+from sctrain.editing.algorithm import STROKE_SIGMAS, denoised, from_strokes, interpolated, zero_shot
 from sctrain.editing.measurements import Measurement, colorization, inpainting, superresolution
 from sctrain.editing.pictures import read_mask, write_pictures
 from sctrain.errors import UserError
 from sctrain.evaluation.generation import Generator
 from sctrain.parameterization import Network
-from sctrain.processes import T_MAX
 from sctrain.reporting.console import say
 from sctrain.reporting.grids import image_grid
-from sctrain.sampling import consistency_sample, initial_noise
+from sctrain.sampling import initial_noise
 
 Rows = dict[str, Tensor]  # what is shown above the results: pixels in [0, 255], (N, C, H, W) each
 
@@ -137,13 +136,14 @@ def _algorithm_4(
     measurement: Measurement | None = None,
 ) -> Task:
     """Of the pixels `y`; `measurement` is what is known in model space, where that is not what is known of pixels."""
-    known, times, sigma_data = measurement or of_pixels, model.times(args.steps), model.config.sigma_data
+    known, times = measurement or of_pixels, model.times(args.steps)
+    sigma_data, anchor = model.config.sigma_data, model.config.objective.anchor
     x = model.space.from_pixels(y)
     black, white = (model.space.from_pixels(torch.full_like(y[:1, :, :1, :1], level)) for level in (0, 255))
 
     def edit(network: Network, batch: Tensor, labels: Tensor) -> Tensor:
         part = x[batch].to(labels.device)
-        edited = zero_shot(network, part, known, labels, sigma_data, times, args.seed, batch)
+        edited = zero_shot(network, part, known, labels, sigma_data, times, args.seed, batch, anchor)
         return known.within(edited, part, black.to(part), white.to(part))
 
     return Task(len(y), len(times), edit, rows, (of_pixels, y))
@@ -151,11 +151,12 @@ def _algorithm_4(
 
 def _stroke(args: argparse.Namespace, model: Model) -> Task:
     strokes = pictures_of(args.images, model.about)
-    x, sigma_data = model.space.from_pixels(strokes), model.config.sigma_data
+    x = model.space.from_pixels(strokes)
+    sigma_data, anchor = model.config.sigma_data, model.config.objective.anchor
     times = model.times_of(args.sigma or [sigma * sigma_data / 0.5 for sigma in STROKE_SIGMAS])
 
     def edit(network: Network, batch: Tensor, labels: Tensor) -> Tensor:
-        return from_strokes(network, x[batch].to(labels.device), labels, sigma_data, times, args.seed, batch)
+        return from_strokes(network, x[batch].to(labels.device), labels, sigma_data, times, args.seed, batch, anchor)
 
     return Task(len(strokes), len(times), edit, {"given": strokes})
 
@@ -177,11 +178,11 @@ def _interpolate(args: argparse.Namespace, model: Model) -> Task:
         raise UserError(f"--seeds {first} {second} are the same noise, with nothing between; name two different seeds")
     sigma_data, only = model.config.sigma_data, torch.tensor([0])
     start, end = (initial_noise(seed, only, model.about.shape, sigma_data)[0] for seed in (first, second))
-    noise = slerp(start, end, torch.linspace(0, 1, args.count))
+    shares = torch.linspace(0, 1, args.count)
 
     def edit(network: Network, batch: Tensor, labels: Tensor) -> Tensor:
-        z = noise[batch].to(labels.device)
-        return consistency_sample(network, z, labels, sigma_data, [T_MAX], first, batch)
+        device = labels.device
+        return interpolated(network, start.to(device), end.to(device), shares[batch], labels, sigma_data)
 
     return Task(args.count, 1, edit, {})
 

@@ -6,6 +6,7 @@ is keyed by (seed, index of the image), so a picture does not depend on how a ba
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from sctrain.editing.measurements import Measurement
 from sctrain.parameterization import Network
-from sctrain.processes import denoise, diffuse
+from sctrain.processes import T_MAX, denoise
 from sctrain.randomness import Purpose, SampleGenerator
 from sctrain.sampling import initial_noise
 
@@ -31,17 +32,18 @@ def zero_shot(
     times: Sequence[float],
     seed: int,
     indices: Tensor,
+    anchor: float = 0.0,
 ) -> Tensor:
     """Images like the data that have the known coefficients of `y` (CM 2023, algorithm 4): (B, C, H, W).
 
     `y` is in model space and may hold anything where it is unknown; `times` descend within (0, pi/2), one
-    evaluation of the network at each.
+    evaluation of the network at each. `anchor` is the noise level at which the consistency function is the identity.
     """
 
     def known_again(x: Tensor) -> Tensor:
         return measurement.replaced(x, y)
 
-    return _rounds(network, measurement.projected(y), known_again, labels, sigma_data, times, seed, indices)
+    return _rounds(network, measurement.projected(y), known_again, labels, sigma_data, times, seed, indices, anchor)
 
 
 @torch.no_grad()
@@ -53,19 +55,29 @@ def from_strokes(
     times: Sequence[float],
     seed: int,
     indices: Tensor,
+    anchor: float = 0.0,
 ) -> Tensor:
     """Images like the data that resemble `strokes` (B, C, H, W) as far as the noise at times[0] leaves it (SDEdit).
 
     Algorithm 4 with every coefficient unknown, but for its first line, which would erase the strokes.
     """
-    return _rounds(network, strokes, lambda x: x, labels, sigma_data, times, seed, indices)
+    return _rounds(network, strokes, lambda x: x, labels, sigma_data, times, seed, indices, anchor)
+
+
+@torch.no_grad()
+def interpolated(
+    network: Network, first: Tensor, second: Tensor, share: Tensor, labels: Tensor, sigma_data: float
+) -> Tensor:
+    """Images of the noises at `share` (N,) of the way between two, `first` and `second` (C, H, W): (N, C, H, W)."""
+    z = slerp(first, second, share)
+    return _consistency(network, z, torch.full((len(z),), T_MAX).to(z), labels, sigma_data)
 
 
 @torch.no_grad()
 def denoised(network: Network, noisy: Tensor, labels: Tensor, sigma_data: float, time: float) -> Tensor:
     """F(x, t) of `noisy` = x0 + sigma z with sigma = sigma_d tan t, z standard normal: (B, C, H, W)."""
     t = torch.full((len(noisy),), time, dtype=noisy.dtype, device=noisy.device)
-    return _consistency(network, diffuse(noisy, torch.zeros_like(noisy), t), t, labels, sigma_data)
+    return _consistency(network, math.cos(time) * noisy, t, labels, sigma_data)
 
 
 def slerp(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
@@ -88,11 +100,16 @@ def _rounds(
     times: Sequence[float],
     seed: int,
     indices: Tensor,
+    anchor: float,
 ) -> Tensor:
     """Noise, one evaluation and `mended`, at each of the times."""
+    level = 0.0  # of the noise in x: what a consistency function with an anchor gives still has that much
     for time, z in zip(times, _noises(seed, indices, x, sigma_data)):  # noqa: B905  (there is always more noise)
         t = torch.full((len(x),), time, dtype=x.dtype, device=x.device)
-        x = mended(_consistency(network, diffuse(x, z, t), t, labels, sigma_data))
+        # N(x, sigma^2 - level^2) times cos t: cos t x + sin t z where the level is 0.
+        missing = math.sin(time) ** 2 - (math.cos(time) * level / sigma_data) ** 2
+        x = math.cos(time) * x + math.sqrt(max(missing, 0.0)) * z
+        x, level = mended(_consistency(network, x, t, labels, sigma_data)), anchor
     return x
 
 

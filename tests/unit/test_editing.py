@@ -10,6 +10,7 @@ from sctrain.editing import given
 from sctrain.editing.algorithm import denoised, from_strokes, slerp, zero_shot
 from sctrain.editing.measurements import Measurement, colorization, inpainting, superresolution
 from sctrain.editing.operators import ColourTransform, Identity, PatchTransform, PerChannel, completed
+from sctrain.parameterization import Parameterization
 from sctrain.processes import T_MAX
 from sctrain.sampling import initial_noise, karras_times
 
@@ -158,6 +159,18 @@ def test_strokes_are_not_erased():
     torch.testing.assert_close(x, expected, rtol=0, atol=1e-12)
     anything = inpainting(torch.ones(2, 3))
     assert torch.equal(edited(gaussian, strokes, anything), edited(gaussian, strokes + 1, anything))
+
+
+def test_where_the_function_is_the_identity_no_noise_is_left():
+    """CM 2023's functions give an image at sigma_min: noise is added to what it has, at the last level none."""
+    gaussian, e, n = Gaussian.example(0.5), 0.01, 4
+    network = Parameterization(0.5, sigma_min=e).of(gaussian.teacher)
+    y, labels, indices = normal(n, 1, 2, 3), torch.zeros(n), torch.arange(n)
+    times = karras_times(3, 0.5, e)[:-1]
+    results = [zero_shot(network, y, inpainting(MISSING), labels, 0.5, times[:k], 3, indices, e) for k in (2, 3)]
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-7)
+    more = zero_shot(network, y, inpainting(MISSING), labels, 0.5, times, 3, indices)
+    assert (more - results[0]).abs().max() > e / 2, "which plain cos t x + sin t z would leave"
 
 
 def test_denoising_is_the_consistency_function_at_the_noise_level():
