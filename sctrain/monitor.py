@@ -28,7 +28,6 @@ class Monitor:
 
     def add(self, draws: Draws, loss: Loss) -> None:
         """Count one micro-batch."""
-        bins = torch.bucketize(draws.t, self._edges, right=True)
         per_sample = loss.per_sample.detach()
         sound = per_sample.isfinite()
         if loss.dropped is not None:
@@ -36,9 +35,10 @@ class Monitor:
         self._samples += torch.stack([(~sound).sum(), sound.new_tensor(len(sound), dtype=torch.long)])
         self._warmup = draws.r
         for name, values in {"loss": per_sample, **loss.diagnostics}.items():
-            self._accumulate(name, values, bins, sound)
+            self._accumulate(name, values, loss.times.get(name, draws.t), sound)
 
-    def _accumulate(self, name: str, values: Tensor, bins: Tensor, sound: Tensor) -> None:
+    def _accumulate(self, name: str, values: Tensor, t: Tensor, sound: Tensor) -> None:
+        bins = torch.bucketize(t, self._edges, right=True)
         sums = self._sums.setdefault(
             name, torch.zeros(2, len(_BIN_EDGES) + 1, dtype=torch.float64, device=values.device)
         )

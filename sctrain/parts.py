@@ -51,11 +51,12 @@ class Parts:
         if config.objective.has_target:
             target = TargetNetwork(student.shards, building.fresh_network(config, data), zero, self.world.device)
         if config.teacher is not None:
-            frozen = FrozenEngine(building.teacher_network(config, data), zero, self.world.device)
-            teacher = building.teacher_parameterization(config).of(frozen)
+            engine = FrozenEngine(building.teacher_network(config, data), zero, self.world.device)
+            teacher = building.teacher_parameterization(config).of(engine)
         wide = torch.float32 if config.compute.tangent_precision == "fp32" else None
         tangent = tangent_engine(config.compute.tangent_engine, wide)
-        return student, target, Networks(self._as_F(student), tangent, teacher, target and self._as_F(target))
+        frozen = teacher, target and self._as_F(target)
+        return student, target, Networks(self._as_F(student), tangent, *frozen, mean=self.world.mean)
 
     def update_target(self, before: Progress, after: Progress) -> None:
         """Let the target network follow an applied optimizer step."""

@@ -20,6 +20,7 @@ class Purpose(enum.IntEnum):
     TRAINING = 0
     INITIAL_NOISE = 1
     FRESH_NOISE = 2
+    BATCH = 3
 
 
 class SampleGenerator:
@@ -30,7 +31,7 @@ class SampleGenerator:
     ):
         positions = positions.tolist() if isinstance(positions, Tensor) else positions
         self._streams = [_stream(seed, int(position), purpose) for position in positions]
-        self._device = device
+        self._seed, self._device = seed, device
 
     def normal(self, shape: Sequence[int] = ()) -> Tensor:
         """Standard normal float32 (B, *shape)."""
@@ -39,6 +40,10 @@ class SampleGenerator:
     def uniform(self) -> Tensor:
         """Uniform on [0, 1), float32 (B,)."""
         return self._stack(lambda stream: stream.random(dtype=np.float32))
+
+    def of_batch(self, number: int) -> float:
+        """Uniform on [0, 1), of the whole batch with this number (its position, say): the same on all ranks."""
+        return _stream(self._seed, number, Purpose.BATCH).random()
 
     def _stack(self, draw: Callable) -> Tensor:
         return torch.from_numpy(np.stack([np.asarray(draw(stream)) for stream in self._streams])).to(self._device)

@@ -216,18 +216,39 @@ class DiscreteTwin(SimplifiedConsistency):
     rho: Positive = 7.0
 
 
-class TrajectoryObjective(Method):
-    """CTM (Kim et al. 2023): jumps from any time to any other, matched after a teacher's steps; and denoising."""
+class TrajectoryObjective(OnGrid):
+    """CTM (Kim et al. 2023): jumps from any time to any earlier one, matched after steps of a teacher; and denoising.
+
+    Soft matching lets the teacher go from t to some u and a jump from there to s; global has u = s, local u one level
+    below t. The paper's metric is lpips.
+    """
 
     samples_as: ClassVar = "jumps"
     name: Literal["ctm"]
-    levels: Levels = 18
-    times: TimeDistribution = TimeDistribution(mean=-1.2, std=1.2)  # of the denoising term's lower half
-    target_decay: Fraction = 0.999
+    levels: Levels = 18  # N; 0 is one more
+    matching: Literal["soft", "global", "local"] = "soft"
+    teacher_steps: Annotated[int, Field(ge=1)] | None = None  # Heun, U{1 .. this} of them each time; None: N
+    jump_by: Literal["student", "target"] = "student"  # who jumps from u to s: sg(theta), or theta-
+    target_decay: Fraction = 0.999  # 0: the target is the student after every step
     denoising: NotNegative = 1.0  # factor of the denoising term after balancing; 0 leaves it out
+    times: TimeDistribution = TimeDistribution(mean=-1.2, std=1.2)  # of the denoising term's lower half
+
+    @model_validator(mode="after")
+    def _on_the_grid(self) -> TrajectoryObjective:
+        if self.teacher_steps is not None and self.teacher_steps > self.levels:
+            raise ValueError(f"teacher_steps {self.teacher_steps} exceeds levels {self.levels}, which is the most")
+        return self
+
+    @property
+    def anchor(self) -> float:
+        return 0.0
 
     @property
     def told_the_end(self) -> bool:
+        return True
+
+    @property
+    def has_target(self) -> bool:
         return True
 
 

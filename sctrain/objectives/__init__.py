@@ -12,6 +12,7 @@ from sctrain.objectives.drawing import Data
 from sctrain.objectives.levels import DdimPairs, Grid, LognormalPairs, MappedPairs, UniformPairs, ct_decay
 from sctrain.objectives.metrics import build_metric
 from sctrain.objectives.progressive import ProgressiveDistillation
+from sctrain.objectives.trajectory import ConsistencyTrajectory
 
 
 def build_objective(method: config.Method, data: Data, image_shape: tuple[int, ...]) -> Objective:
@@ -83,6 +84,24 @@ def _continuous(method: config.ContinuousObjective, data: Data, _: tuple[int, ..
     )
 
 
+def _trajectory(method: config.TrajectoryObjective, data: Data, shape: tuple[int, ...]) -> Objective:
+    return ConsistencyTrajectory(
+        data.sigma_data,
+        data.num_classes,
+        method.label_dropout,
+        _grid(method),
+        levels=method.levels,
+        most_steps=method.teacher_steps or method.levels,
+        matching=method.matching,
+        jump_by=method.jump_by,
+        metric=build_metric(method.metric, shape),
+        keep=method.target_decay,
+        denoising=method.denoising,
+        time_mean=method.times.mean,
+        time_std=method.times.std,
+    )
+
+
 def _discrete(method: Any, data: Data, shape: tuple[int, ...], pairs: Any, **parts: Any) -> DiscreteConsistency:
     metric = build_metric(method.metric, shape)
     return DiscreteConsistency(
@@ -108,4 +127,5 @@ _BUILDERS: dict[type[config.Method], Callable[[Any, Data, tuple[int, ...]], Obje
     config.EasyTuning: _ect,
     config.LatentConsistency: _lcm,
     config.ContinuousObjective: _continuous,
+    config.TrajectoryObjective: _trajectory,
 }

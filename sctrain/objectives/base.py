@@ -64,18 +64,23 @@ TangentEngine = Callable[..., tuple[tuple[Tensor, ...], Tensor]]
 
 @dataclass(frozen=True)
 class Networks:
-    """What an objective may evaluate. Evaluations of teacher and target carry no graph.
+    """What an objective may evaluate. Teacher and target have no gradients, but a graph to inputs that want theirs.
 
-    The target is an average of the student or an earlier self of it; without one it is the student itself.
+    The target is an average of the student or an earlier self of it; without one it is the student itself. `mean` is
+    that of a tensor of equal shape over all ranks: of a single process, the tensor.
     """
 
     student: Network
     tangent: TangentEngine
     teacher: Network | None = None
     target: Network | None = None
+    mean: Callable[[Tensor], Tensor] = lambda values: values
 
-    def pair(self, at: tuple[Tensor, ...], target_at: tuple[Tensor, ...]) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    def pair(
+        self, at: tuple[Tensor | None, ...], target_at: tuple[Tensor | None, ...]
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """(F, w) of the student at its inputs, F of the target at others without a graph: under one dropout mask."""
+        assert at[0] is not None, "u comes first"
         randomness = RandomState(at[0].device)
         outputs = self.student(*at)
         with torch.no_grad(), randomness.replayed():
@@ -85,11 +90,15 @@ class Networks:
 
 @dataclass(frozen=True)
 class Loss:
-    """Per-sample losses (B,), diagnostics (B,) by name, and which samples (B,) were dropped: their loss is 0."""
+    """Per-sample losses (B,), diagnostics (B,) by name, and which samples (B,) were dropped: their loss is 0.
+
+    `times` (B,) are of those diagnostics that were taken at another time than the draws' t.
+    """
 
     per_sample: Tensor
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     dropped: Tensor | None = None
+    times: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(Protocol):

@@ -49,7 +49,7 @@ class StudentEngine:
         self._norm, self._step_optimizer = math.nan, inner.step
         inner.step = self._step_if_accepted
 
-    def __call__(self, *inputs: Tensor) -> Any:
+    def __call__(self, *inputs: Tensor | None) -> Any:
         return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
@@ -107,24 +107,28 @@ class ExactNetwork(NamedTuple):
 
 
 class FrozenEngine:
-    """A network that is only evaluated: the teacher of a distillation."""
+    """A network that is only evaluated, a teacher or a target: its weights take no gradients, its inputs may.
+
+    In stage 3 its module is called past DeepSpeed's engine, which has no optimizer and so refuses to be differentiated.
+    """
 
     def __init__(self, network: nn.Module, config: dict[str, Any], device: torch.device):
         network.requires_grad_(False).eval()
         if stage(config) == 3:
-            self._network, *_ = deepspeed.initialize(model=network, config=copy.deepcopy(config))
+            self._engine, *_ = deepspeed.initialize(model=network, config=copy.deepcopy(config))
             carry_tangents(network)
+            self._network = network
         else:
+            self._engine = None
             self._network = network.to(device, torch.bfloat16 if config["bf16"]["enabled"] else torch.float32)
 
-    @torch.no_grad()
-    def __call__(self, *inputs: Tensor) -> Any:
+    def __call__(self, *inputs: Tensor | None) -> Any:
         return self._network(*inputs)
 
     def release(self) -> None:
         """Give up the weights: the engine may not be called any more."""
-        if isinstance(self._network, deepspeed.DeepSpeedEngine):
-            release_shards(self._network)
+        if self._engine is not None:
+            release_shards(self._engine)
 
 
 def partitioned(config: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ KIND = "target"
 
 
 class TargetNetwork:
-    """theta- <- keep theta- + (1 - keep) theta, in float32 on the shards; evaluated without gradients.
+    """theta- <- keep theta- + (1 - keep) theta, in float32 on the shards; its weights take no gradients.
 
     It starts as the student. Its module is in training mode, so that it draws the dropout masks that the student drew.
     """

@@ -56,6 +56,10 @@ class World:
         dist.all_reduce(values)
         return values
 
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over all ranks of a tensor of equal shape everywhere."""
+        return self.sum(values) / self.size
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank: how ranks agree to stop at the same step."""
         return bool(self.sum(torch.tensor([float(flag)])).item())

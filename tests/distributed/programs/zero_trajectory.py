@@ -1,0 +1,125 @@
+"""zero_trajectory.py exact|by_engine: CTM under ZeRO against an unsharded run, through the target network's inputs.
+
+Every parameter is partitioned. Ranks take halves of every micro-batch; the unsharded run takes it whole, for the
+balance of the two terms is common to all ranks. Reports relative errors by case.
+"""
+
+import sys
+
+import rank
+import torch
+from deepspeed.utils import safe_get_full_grad
+from zero_tangents import BATCH, EPS, RATE, Case, relative, zero_config
+
+from models.dit import DiTOptions
+from models.execution import Execution
+from models.layers import Conditioning
+from models.registry import build_network
+from models.tangent.engines import single_pass
+from sctrain.config.objectives import TrajectoryObjective
+from sctrain.config.schema import OptimizerConfig
+from sctrain.objectives import build_objective
+from sctrain.objectives.base import Batch, Draws, Networks, Progress
+from sctrain.objectives.drawing import Data
+from sctrain.randomness import Purpose, SampleGenerator
+from sctrain.zero.engine import FrozenEngine, StudentEngine
+from sctrain.zero.target import TargetNetwork
+
+STEPS, KEEP, SHAPE = 3, 0.5, (1, 8, 8)
+OBJECTIVE = build_objective(TrajectoryObjective(name="ctm", levels=4, target_decay=KEEP), Data(0.5, 10), SHAPE)
+CASES = [
+    Case("ctm", stage=stage, accumulation=accumulation, checkpointing=checkpointing)
+    for stage, accumulation, checkpointing in ((0, 1, False), (0, 2, True), (3, 1, False), (3, 2, False), (3, 2, True))
+]
+
+
+def network(seed: int, case: Case, jumps: bool = True):
+    """No gate is zero."""
+    torch.manual_seed(seed)
+    options = DiTOptions(width=32, depth=2, heads=2, patch_size=2)
+    execution = Execution(checkpointing=case.checkpointing)
+    made = build_network(options, *SHAPE, Conditioning(10, jumps=jumps), execution=execution)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return made
+
+
+def draws(step: int, start: int, stop: int) -> Draws:
+    """Of samples number `start` to `stop` of a step; h is common to the step."""
+    positions = range(step * BATCH + start, step * BATCH + stop)
+    x0 = torch.stack([torch.randn(SHAPE, generator=torch.Generator().manual_seed(position)) for position in positions])
+    generator = SampleGenerator(1, positions, Purpose.TRAINING)
+    return OBJECTIVE.draw(generator, Batch(0.5 * x0, torch.tensor(positions) % 10), Progress(step * BATCH, 1000))
+
+
+def compare(world, case: Case) -> dict[str, float]:
+    """Worst relative errors over the steps, of losses, gradients and, at last, the target."""
+    reference, follower = network(1, case), network(1, case).requires_grad_(False)
+    config = zero_config(world, case)
+    student = StudentEngine(network(1, case), OptimizerConfig(eps=EPS), config)
+    target = TargetNetwork(student.shards, network(3, case), config, world.device)
+    teacher = FrozenEngine(network(2, case, jumps=False), config, world.device)
+    networks = Networks(student, single_pass, teacher, target, mean=world.mean)
+    plain = Networks(reference, single_pass, network(2, case, jumps=False).requires_grad_(False), follower)
+    adam = torch.optim.Adam(reference.parameters(), lr=RATE, betas=(0.9, 0.99), eps=EPS)
+    worst = {"loss": 0.0, "balance": 0.0, "gradient": 0.0}
+    size, share = BATCH // case.accumulation, BATCH // case.accumulation // world.size
+    for step in range(STEPS):
+        adam.zero_grad()
+        for micro in range(case.accumulation):
+            expected = OBJECTIVE.loss(draws(step, micro * size, (micro + 1) * size), plain)
+            (expected.per_sample.mean() / case.accumulation).backward()
+            mine = micro * size + world.rank * share
+            loss = OBJECTIVE.loss(draws(step, mine, mine + share), networks)
+            student.backward(loss.per_sample.mean())
+            if micro < case.accumulation - 1:
+                assert student.step(RATE) is None
+            cut = slice(world.rank * share, (world.rank + 1) * share)
+            errors = {
+                "loss": relative(loss.per_sample, expected.per_sample[cut]),
+                "balance": relative(loss.diagnostics["balance"], expected.diagnostics["balance"][cut]),
+            }
+            worst |= {key: max(worst[key], error) for key, error in errors.items()}
+        gradients = [
+            (safe_get_full_grad(ours).float().flatten(), theirs.grad.flatten())
+            for ours, theirs in zip(student.module.parameters(), reference.parameters(), strict=True)
+            if theirs.grad is not None and theirs.grad.norm() > 1e-7
+        ]
+        assert len(gradients) > 20, "nothing to compare"
+        worst["gradient"] = max(worst["gradient"], *(relative(*pair) for pair in gradients))
+        assert student.step(RATE).applied
+        adam.step()
+        target.update(KEEP)
+        with torch.no_grad():
+            for theirs, ours in zip(follower.parameters(), reference.parameters(), strict=True):
+                theirs.lerp_(ours, 1 - KEEP)
+    return worst | {"through_target": through(world, target, follower)}
+
+
+def through(world, target: TargetNetwork, follower) -> float:
+    """Relative error of the gradient of the target's output with respect to its input."""
+    part = draws(9, world.rank * 4, world.rank * 4 + 4)
+    gradients = []
+    for network in (target, follower):
+        u = (part.x0 / 0.5).requires_grad_()
+        F, _ = network(u, part.t, part.labels, None, part.s)
+        gradients += torch.autograd.grad(F.square().sum(), u)
+    assert gradients[1].norm() > 1e-2
+    return relative(*gradients)
+
+
+def main() -> None:
+    world = rank.join()
+    if sys.argv[1] == "by_engine":  # the mutation: frozen networks evaluated by DeepSpeed's engine
+        FrozenEngine.__call__ = lambda self, *inputs: self._engine(*inputs)
+        try:
+            rank.report({"errors": compare(world, Case("ctm"))})
+        except RuntimeError as error:
+            rank.report({"refused": str(error)})
+    else:
+        rank.report({str(case): compare(world, case) for case in CASES})
+
+
+if __name__ == "__main__":
+    rank.run(main)

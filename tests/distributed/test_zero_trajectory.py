@@ -1,0 +1,31 @@
+"""CTM under ZeRO on two ranks against an unsharded run: gradients pass the target network, the balance is common."""
+
+import pytest
+from worlds import PROGRAMS, run_world
+
+PROGRAM = PROGRAMS / "zero_trajectory.py"
+
+
+@pytest.fixture(scope="module")
+def world():
+    return run_world(PROGRAM, 2, "exact")
+
+
+@pytest.mark.parametrize("stage", ["stage0", "stage3"])
+def test_losses_and_gradients_are_those_of_one_process(world, stage):
+    cases = [errors for result in world for name, errors in result.items() if stage in name.split()]
+    assert len(cases) >= 4
+    for errors in cases:
+        assert errors["loss"] < 5e-6 and errors["balance"] < 5e-6
+        assert errors["gradient"] < 2e-5
+
+
+def test_gradients_reach_the_input_of_a_sharded_target(world):
+    for result in world:
+        assert all(errors["through_target"] < 5e-6 for errors in result.values())
+
+
+def test_deepspeeds_engine_would_refuse_them():
+    """The mutation: if frozen networks may be differentiated through their engines, DeepSpeed changed."""
+    for result in run_world(PROGRAM, 2, "by_engine"):
+        assert "backward() are not supported" in result["refused"]
