@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 
 from data_pipeline.loader import Batch as RawBatch
 from data_pipeline.loader import BatchStream, stream
 from models.attention import chosen_backend
+from models.discriminator import Discriminator
 from models.tangent.engines import tangent_engine
 from sctrain import building
 from sctrain.config.deepspeed import deepspeed_config, derive_batch
-from sctrain.config.schema import RunConfig
+from sctrain.config.objectives import Adversary as AdversaryConfig
+from sctrain.config.objectives import TrajectoryObjective
+from sctrain.config.schema import OptimizerConfig, RunConfig
 from sctrain.objectives import build_objective
-from sctrain.objectives.base import Batch, Draws, Networks, Progress
+from sctrain.objectives.base import Adversary, Batch, Draws, Loss, Networks, Progress
 from sctrain.objectives.continuous import ContinuousConsistency
 from sctrain.objectives.drawing import Data
 from sctrain.randomness import Purpose, SampleGenerator
@@ -34,7 +38,9 @@ class Parts:
         self.space = building.model_space(config, data)
         self.objective = build_objective(config.objective, Data(config.sigma_data, len(data.classes)), data.shape)
         self._as_F = building.parameterization(config).of
-        self.student, self.target, self.networks = self._engines()
+        self.student, self.target, networks = self._engines()
+        self.adversary = self._adversary()
+        self.networks = replace(networks, adversary=self.adversary and Adversary(self.adversary.module, self.adversary))
 
     def _engines(self) -> tuple[StudentEngine, TargetNetwork | None, Networks]:
         """The student, its target network and, for a distillation, its teacher: engines of their own."""
@@ -57,6 +63,27 @@ class Parts:
         tangent = tangent_engine(config.compute.tangent_engine, wide)
         frozen = teacher, target and self._as_F(target)
         return student, target, Networks(self._as_F(student), tangent, *frozen, mean=self.world.mean)
+
+    @property
+    def _about_adversary(self) -> AdversaryConfig | None:
+        return self.config.objective.adversary if isinstance(self.config.objective, TrajectoryObjective) else None
+
+    def _adversary(self) -> StudentEngine | None:
+        """The discriminator with an optimizer of its own. It is small: every rank holds it whole."""
+        about, data = self._about_adversary, self.dataset.description
+        if about is None:
+            return None
+        torch.manual_seed(self.config.seed)
+        network = Discriminator(about.width, data.channels, data.height, data.width, len(data.classes))
+        config = deepspeed_config(self.config, self.world.size)
+        config |= {"zero_optimization": {"stage": 0}, "gradient_clipping": 0.0}
+        return StudentEngine(network, OptimizerConfig(learning_rate=about.learning_rate, betas=(0.0, 0.99)), config)
+
+    def train_adversary(self, loss: Loss) -> None:
+        """To be called with every micro-batch; a gradient that is not finite moves nothing."""
+        if self.adversary is not None and self._about_adversary is not None and loss.adversary is not None:
+            self.adversary.backward(loss.adversary.mean())
+            self.adversary.step(self._about_adversary.learning_rate)
 
     def update_target(self, before: Progress, after: Progress) -> None:
         """Let the target network follow an applied optimizer step."""

@@ -44,7 +44,10 @@ class Trainer:
         self.ema = ShardedPowerEma(self.student.shards, config.ema.widths)
         self.monitor = Monitor(world)
         fingerprint = self.parts.dataset.index.fingerprint
-        self.state = RunState(config, world, lock, fingerprint, self.student.shards, self.ema, self.parts.target)
+        adversary = self.parts.adversary and self.parts.adversary.shards
+        self.state = RunState(
+            config, world, lock, fingerprint, self.student.shards, self.ema, self.parts.target, adversary
+        )
         self.record = self.state.resume()
         self.tangents_unverified, self.look_again = self.parts.has_tangents(), False
         self._open()
@@ -90,6 +93,7 @@ class Trainer:
             loss = self.parts.objective.loss(draws, self.parts.networks)
             self.student.backward(loss.per_sample.mean())
             result = self.student.step(rate, self.accepts)
+            self.parts.train_adversary(loss)
             self.monitor.add(draws, loss)
         before = self.images
         spike = not result.applied and math.isfinite(result.grad_norm)

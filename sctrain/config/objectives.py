@@ -216,6 +216,14 @@ class DiscreteTwin(SimplifiedConsistency):
     rho: Positive = 7.0
 
 
+class Adversary(Strict):
+    """A discriminator, trained beside the network on whether images are real. It sits whole on every rank."""
+
+    after: Share = 0.5  # of the budget, without it
+    width: Annotated[int, Field(ge=4)] = 32  # channels of its first layer
+    learning_rate: Positive = 2e-3
+
+
 class TrajectoryObjective(OnGrid):
     """CTM (Kim et al. 2023): jumps from any time to any earlier one, matched after steps of a teacher; and denoising.
 
@@ -232,6 +240,7 @@ class TrajectoryObjective(OnGrid):
     target_decay: Fraction = 0.999  # 0: the target is the student after every step
     denoising: NotNegative = 1.0  # factor of the denoising term after balancing; 0 leaves it out
     times: TimeDistribution = TimeDistribution(mean=-1.2, std=1.2)  # of the denoising term's lower half
+    adversary: Adversary | None = None
 
     @model_validator(mode="after")
     def _on_the_grid(self) -> TrajectoryObjective:

@@ -99,6 +99,7 @@ def _trajectory(method: config.TrajectoryObjective, data: Data, shape: tuple[int
         denoising=method.denoising,
         time_mean=method.times.mean,
         time_std=method.times.std,
+        adversary_after=method.adversary and method.adversary.after,
     )
 
 

@@ -9,7 +9,7 @@ Shapes: images (B, C, H, W); times, labels, losses and diagnostics (B,).
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -62,6 +62,16 @@ class Draws:
 TangentEngine = Callable[..., tuple[tuple[Tensor, ...], Tensor]]
 
 
+Judge = Callable[[Tensor, Tensor], Tensor]  # (B, C, H, W), labels (B,) -> logits (B, patches)
+
+
+class Adversary(NamedTuple):
+    """A discriminator, twice: as it judges images that want gradients, and as its engine trains it."""
+
+    judge: Judge
+    trained: Judge
+
+
 @dataclass(frozen=True)
 class Networks:
     """What an objective may evaluate. Teacher and target have no gradients, but a graph to inputs that want theirs.
@@ -75,6 +85,7 @@ class Networks:
     teacher: Network | None = None
     target: Network | None = None
     mean: Callable[[Tensor], Tensor] = lambda values: values
+    adversary: Adversary | None = None
 
     def pair(
         self, at: tuple[Tensor | None, ...], target_at: tuple[Tensor | None, ...]
@@ -92,13 +103,15 @@ class Networks:
 class Loss:
     """Per-sample losses (B,), diagnostics (B,) by name, and which samples (B,) were dropped: their loss is 0.
 
-    `times` (B,) are of those diagnostics that were taken at another time than the draws' t.
+    `times` (B,) are of those diagnostics that were taken at another time than the draws' t. `adversary` (B,) are the
+    losses of the discriminator, with a graph to its weights alone.
     """
 
     per_sample: Tensor
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     dropped: Tensor | None = None
     times: dict[str, Tensor] = field(default_factory=dict)
+    adversary: Tensor | None = None
 
 
 class Objective(Protocol):

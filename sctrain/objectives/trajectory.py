@@ -11,7 +11,8 @@ A jump from t to s must end where the teacher's trajectory from t to u, and a ju
     L_CTM = d( G_theta-(G_theta(x_t, t, s), s, 0), G_theta-(G_sg(x_u, u, s), s, 0) )         s <= u < t (CTM eq. 10)
 
 compared among clean images, where the target network's jump to 0 takes both; it is frozen, but gradients pass it. With
-L_DSM = ||x0 - g(x_t, t, t)||^2, weighted as EDM does, the loss is L_CTM + lambda L_DSM.
+L_DSM = ||x0 - g(x_t, t, t)||^2, weighted as EDM does, and, after a while, the hinge loss L_GAN of a discriminator that
+sees the first of the two images beside x0, the loss is L_CTM + lambda_DSM L_DSM + lambda_GAN L_GAN.
 
 Departures. The paper's lambda = ||dL_CTM/dW|| / (||dL_DSM/dW|| + 1e-4), detached, has the gradients with respect to the
 last layer's weights W, of which a rank of ZeRO-3 holds a part. Here they are those with respect to the network's
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor
 
 from models.tangent.randomness import RandomState
+from sctrain.objectives.adversarial import judgement, realism
 from sctrain.objectives.base import Batch, Draws, Loss, Networks, Progress
 from sctrain.objectives.drawing import Data, mean_square
 from sctrain.objectives.levels import Grid
@@ -38,6 +40,7 @@ from sctrain.randomness import SampleGenerator
 from sctrain.solvers import ode_step
 
 UPPER_PART = 0.7  # of the grid, from the top: half of the denoising term's times
+TRUST = (0.01, 10.0)  # bounds of lambda_GAN
 LEAST_NORM = 1e-4  # beside which a gradient of the denoising term counts
 Inputs = tuple[Tensor, Tensor, Tensor, None, Tensor]  # of a network: u, t, labels, no guidance, the jump's end
 
@@ -49,11 +52,12 @@ class TrajectoryDraws(Draws):
     path: Tensor  # (h + 1, B), from t down to u
     denoising_t: Tensor  # (B,)
     denoising_z: Tensor  # (B, C, H, W)
+    judged: bool = False  # whether the discriminator takes part
 
 
 @dataclass(frozen=True)
 class ConsistencyTrajectory(Data):
-    """CTM on the N + 1 times 0, sigma_1 .. sigma_N; without its adversarial term."""
+    """CTM on the N + 1 times 0, sigma_1 .. sigma_N."""
 
     label_dropout: float
     grid: Grid
@@ -66,6 +70,7 @@ class ConsistencyTrajectory(Data):
     denoising: float
     time_mean: float  # of ln sigma, for the other half of the denoising term's times
     time_std: float
+    adversary_after: float | None = None  # this part of the budget; None: no discriminator
 
     def draw(self, generator: SampleGenerator, batch: Batch, progress: Progress) -> TrajectoryDraws:
         """h steps of the teacher, t among the times that leave room for them, u where they end, s in [0, u].
@@ -85,6 +90,7 @@ class ConsistencyTrajectory(Data):
             path=path,
             denoising_t=self.denoising_times(generator).to(batch.x0.dtype),
             denoising_z=self.noise(generator, batch),
+            judged=self.adversary_after is not None and progress.done >= self.adversary_after,
         )
 
     def times(self) -> Tensor:
@@ -116,7 +122,15 @@ class ConsistencyTrajectory(Data):
             balance = gradient_ratio(matched_square.where(sound, 0), denoised_square, networks)
             total = matched + self.denoising * balance * denoised
             diagnostics |= {"velocity_error": denoised.detach(), "balance": balance.expand_as(matched)}
-        return Loss(total.where(sound, 0), diagnostics, ~sound, times={"velocity_error": draws.denoising_t})
+        judgements = None
+        if draws.judged:
+            looks, looks_square, judgements = self.adversarial_term(x_t, F, draws, networks)
+            trust = gradient_ratio(matched_square.where(sound, 0), looks_square, networks).clamp(*TRUST)
+            total = total + trust * looks
+            diagnostics |= {"adversarial": looks.detach(), "adversarial_balance": trust.expand_as(matched)}
+            diagnostics |= {"discriminator": judgements.detach()}
+        times = {"velocity_error": draws.denoising_t}
+        return Loss(total.where(sound, 0), diagnostics, ~sound, times=times, adversary=judgements)
 
     def outputs(
         self, x_t: Tensor, x_u: Tensor, draws: TrajectoryDraws, networks: Networks
@@ -162,6 +176,20 @@ class ConsistencyTrajectory(Data):
         """L_DSM, which with EDM's weight is the error of the velocity, and ||dL_DSM/dF||^2 per sample: (B,) each."""
         v = velocity(draws.x0, draws.denoising_z, draws.denoising_t)
         return differentiated(lambda F: mean_square(F - v / self.sigma_data), F)
+
+    def adversarial_term(
+        self, x_t: Tensor, F: Tensor, draws: TrajectoryDraws, networks: Networks
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """L_GAN and ||dL_GAN/dF||^2 per sample, and the discriminator's own losses: (B,) each."""
+        assert draws.s is not None and networks.adversary is not None, "an adversary was asked for"
+        (judge, trained), s, fakes = networks.adversary, draws.s, []
+
+        def looks(F: Tensor) -> Tensor:
+            fake = self.to_data(jump(x_t, F, draws.t, s, self.sigma_data), draws, networks) / self.sigma_data
+            fakes.append(fake.detach())
+            return realism(judge, fake, draws.labels)
+
+        return *differentiated(looks, F), judgement(trained, draws.x0 / self.sigma_data, fakes[0], draws.labels)
 
     @torch.no_grad()
     def solve(self, x: Tensor, draws: TrajectoryDraws, networks: Networks) -> Tensor:

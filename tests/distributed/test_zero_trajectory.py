@@ -25,6 +25,14 @@ def test_gradients_reach_the_input_of_a_sharded_target(world):
         assert all(errors["through_target"] < 5e-6 for errors in result.values())
 
 
+def test_the_discriminator_trains_as_in_one_process_and_resumes_exactly(tmp_path):
+    for result in run_world(PROGRAM, 2, "adversary", str(tmp_path)):
+        assert len(result["told"]) == 7, "one loss, then two each step"
+        assert result["told"] == pytest.approx(result["unsharded"], rel=1e-4)
+        assert result["late"] == result["told"][-2:], "saved with the discriminator's moments"
+        assert result["early"] == result["told"][1:], "saved before it had any"
+
+
 def test_deepspeeds_engine_would_refuse_them():
     """The mutation: if frozen networks may be differentiated through their engines, DeepSpeed changed."""
     for result in run_world(PROGRAM, 2, "by_engine"):

@@ -342,3 +342,10 @@ def test_a_goal_that_is_not_finite_drops_its_sample_and_no_other():
     assert loss.per_sample[2] == 0 and (loss.per_sample[loss.dropped.logical_not()] > 0).all()
     loss.per_sample.mean().backward()
     assert all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
+
+
+def test_more_steps_of_the_teacher_than_levels_are_refused():
+    with pytest.raises(ValueError, match="teacher_steps 19 exceeds levels 18"):
+        TrajectoryObjective(name="ctm", teacher_steps=19)
+    method = TrajectoryObjective(name="ctm", target_decay=0.0)
+    assert method.has_target and method.told_the_end and method.anchor == 0, "a jump to where it starts is none"

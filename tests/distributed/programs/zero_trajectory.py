@@ -1,16 +1,19 @@
-"""zero_trajectory.py exact|by_engine: CTM under ZeRO against an unsharded run, through the target network's inputs.
+"""zero_trajectory.py exact|by_engine|adversary FOLDER: CTM under ZeRO against an unsharded run.
 
 Every parameter is partitioned. Ranks take halves of every micro-batch; the unsharded run takes it whole, for the
 balance of the two terms is common to all ranks. Reports relative errors by case.
 """
 
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import rank
 import torch
 from deepspeed.utils import safe_get_full_grad
 from zero_tangents import BATCH, EPS, RATE, Case, relative, zero_config
 
+from models.discriminator import Discriminator
 from models.dit import DiTOptions
 from models.execution import Execution
 from models.layers import Conditioning
@@ -19,10 +22,12 @@ from models.tangent.engines import single_pass
 from sctrain.config.objectives import TrajectoryObjective
 from sctrain.config.schema import OptimizerConfig
 from sctrain.objectives import build_objective
-from sctrain.objectives.base import Batch, Draws, Networks, Progress
+from sctrain.objectives.base import Adversary, Batch, Draws, Networks, Progress
 from sctrain.objectives.drawing import Data
 from sctrain.randomness import Purpose, SampleGenerator
+from sctrain.zero.checkpoint import Checkpointer
 from sctrain.zero.engine import FrozenEngine, StudentEngine
+from sctrain.zero.state import load_state, save_state
 from sctrain.zero.target import TargetNetwork
 
 STEPS, KEEP, SHAPE = 3, 0.5, (1, 8, 8)
@@ -109,8 +114,91 @@ def through(world, target: TargetNetwork, follower) -> float:
     return relative(*gradients)
 
 
+class Duel:
+    """CTM with a discriminator from the second step on; in stage 3, the discriminator in stage 0 as always."""
+
+    def __init__(self, world, seed: int):
+        case, self.world = Case("ctm"), world
+        config = zero_config(world, case)
+        self.student = StudentEngine(network(seed, case), OptimizerConfig(eps=EPS), config)
+        self.target = TargetNetwork(self.student.shards, network(3, case), config, world.device)
+        teacher = FrozenEngine(network(2, case, jumps=False), config, world.device)
+        torch.manual_seed(seed)
+        whole = config | {"zero_optimization": {"stage": 0}}
+        self.adversary = StudentEngine(Discriminator(8, *SHAPE, 10), OptimizerConfig(eps=EPS), whole)
+        judges = Adversary(self.adversary.module, self.adversary)
+        self.networks = Networks(self.student, single_pass, teacher, self.target, world.mean, judges)
+
+    def steps(self, steps: range) -> list[float]:
+        """Means of both losses over all ranks, by step."""
+        share, told = BATCH // self.world.size, []
+        for step in steps:
+            mine = replace(draws(step, self.world.rank * share, (self.world.rank + 1) * share), judged=step > 0)
+            loss = OBJECTIVE.loss(mine, self.networks)
+            self.student.backward(loss.per_sample.mean())
+            assert self.student.step(RATE).applied
+            told.append(self.world.mean(loss.per_sample.detach().mean()).item())
+            if loss.adversary is not None:
+                self.adversary.backward(loss.adversary.mean())
+                assert self.adversary.step(RATE).applied
+                told.append(self.world.mean(loss.adversary.detach().mean()).item())
+            self.target.update(KEEP)
+        return told
+
+    def save(self, checkpointer: Checkpointer, images: int) -> None:
+        save_state(checkpointer, images, self.student.shards, [self.target], {}, self.adversary.shards)
+        checkpointer.wait()
+        self.world.barrier()
+
+    def load(self, path: Path) -> None:
+        load_state(path, self.student.shards, [self.target], self.adversary.shards)
+
+
+def unsharded_duel() -> list[float]:
+    """The same steps by one process on whole batches."""
+    case = Case("ctm")
+    student, follower = network(1, case), network(1, case).requires_grad_(False)
+    torch.manual_seed(1)
+    judge = Discriminator(8, *SHAPE, 10)
+    teacher = network(2, case, jumps=False).requires_grad_(False)
+    networks = Networks(student, single_pass, teacher, follower, adversary=Adversary(judge, judge))
+    adams = [torch.optim.Adam(x.parameters(), lr=RATE, betas=(0.9, 0.99), eps=EPS) for x in (student, judge)]
+    told = []
+    for step in range(4):
+        loss = OBJECTIVE.loss(replace(draws(step, 0, BATCH), judged=step > 0), networks)
+        for adam, values in zip(adams, (loss.per_sample, loss.adversary), strict=True):
+            if values is not None:
+                adam.zero_grad()
+                values.mean().backward()
+                told.append(values.mean().item())
+                adam.step()
+        with torch.no_grad():
+            for theirs, ours in zip(follower.parameters(), student.parameters(), strict=True):
+                theirs.lerp_(ours, 1 - KEEP)
+    return told
+
+
+def duel(world, folder: Path) -> dict:
+    """Against one process; and saved before and after the discriminator began, restored into other engines."""
+    first, checkpointer = Duel(world, 1), Checkpointer(folder, 9, world.rank, world.size)
+    world.barrier()
+    told = first.steps(range(1))
+    first.save(checkpointer, BATCH)
+    told += first.steps(range(1, 3))
+    first.save(checkpointer, 3 * BATCH)
+    told += first.steps(range(3, 4))
+    other = Duel(world, 5)
+    other.load(folder / f"{3 * BATCH:012d}")
+    late = other.steps(range(3, 4))
+    other.load(folder / f"{BATCH:012d}")
+    early = other.steps(range(1, 4))
+    return {"told": told, "unsharded": unsharded_duel(), "late": late, "early": early}
+
+
 def main() -> None:
     world = rank.join()
+    if sys.argv[1] == "adversary":
+        return rank.report(duel(world, Path(sys.argv[2])))
     if sys.argv[1] == "by_engine":  # the mutation: frozen networks evaluated by DeepSpeed's engine
         FrozenEngine.__call__ = lambda self, *inputs: self._engine(*inputs)
         try:
