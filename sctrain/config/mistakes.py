@@ -62,10 +62,11 @@ def _key(location: tuple[int | str, ...], values: Any) -> Key:
 
 
 def nearest(key: Key) -> Key:
-    """The valid key most like `key`: by its last name, and rather among its siblings than elsewhere."""
+    """The valid key most like `key`: by its last name, and rather among its siblings, or else higher up."""
 
     def likeness(candidate: Key) -> float:
-        return SequenceMatcher(None, candidate[-1], key[-1]).ratio() + 0.3 * (candidate[:-1] == key[:-1])
+        alike = SequenceMatcher(None, candidate[-1], key[-1]).ratio() + 0.3 * (candidate[:-1] == key[:-1])
+        return alike - 1e-3 * len(candidate)
 
     return max(_valid_keys(), key=likeness)
 
