@@ -20,7 +20,7 @@ def build_objective(method: config.Method, data: Data, image_shape: tuple[int, .
 
 
 def _diffusion(method: config.Diffusion, data: Data, _: tuple[int, ...]) -> Objective:
-    return Diffusion(*_with_times(method, data), learned_weighting=method.learned_weighting)
+    return Diffusion(*_with_times(method, data), method.learned_weighting, method.augmentation)
 
 
 def _progressive(method: config.ProgressiveDistillation, data: Data, _: tuple[int, ...]) -> Objective:
