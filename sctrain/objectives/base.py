@@ -9,7 +9,7 @@ Shapes: images (B, C, H, W); times, labels, losses and diagnostics (B,).
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -54,8 +54,8 @@ class Draws:
     augmentation: Tensor | None = None  # (B, 9) by which x0 was transformed, for networks that are told it
 
     @property
-    def conditions(self) -> tuple[Tensor | None, ...]:
-        """What a network takes after (u, t)."""
+    def conditions(self) -> tuple[Any, ...]:
+        """What a network takes after (u, t); None for what this one is not told."""
         if self.augmentation is not None:
             return self.labels, self.guidance, None, self.augmentation
         return (self.labels,) if self.guidance is None else (self.labels, self.guidance)
