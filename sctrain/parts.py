@@ -32,7 +32,8 @@ class Parts:
         self.dataset = building.open_split(config)
         data = self.dataset.description
         self.space = building.model_space(config, data)
-        self.objective = build_objective(config.objective, Data(config.sigma_data, len(data.classes)), data.shape)
+        known = Data(config.sigma_data, len(data.classes))
+        self.objective = build_objective(config.objective, known, data.shape, self.space)
         self._as_F = building.parameterization(config).of
         self.student, self.target, self.networks = self._engines()
 
