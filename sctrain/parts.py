@@ -29,6 +29,7 @@ class Parts:
 
     def __init__(self, config: RunConfig, world: World):
         self.config, self.world = config, world
+        building.refuse_unfit_sources(config)
         self.dataset = building.open_split(config)
         data = self.dataset.description
         self.space = building.model_space(config, data)
@@ -45,7 +46,6 @@ class Parts:
         network = building.fresh_network(config, data)
         source = building.start_weights(config)
         if source is not None:
-            building.refuse_another_input(config, source)
             weights = building.snapshot_weights(source)
             building.load_into(network, weights, source.run, as_a_start=True)
         student, target, teacher = StudentEngine(network, config.optimizer, zero), None, None

@@ -64,4 +64,5 @@ def build_metric(config: Distance, images: Images) -> Metric:
         case "huber":
             return partial(elementwise_huber, c=0.001 if config.constant is None else config.constant)
         case "lpips":
+            assert config.weights is not None, "asked for by its description"
             return build_perceptual(config.weights, images.shape, images.space)

@@ -41,12 +41,10 @@ class Perceptual:
         return x.expand(-1, 3, -1, -1)
 
 
-def build_perceptual(weights: str | None, shape: tuple[int, ...], space: ModelSpace) -> Perceptual:
+def build_perceptual(weights: str, shape: tuple[int, ...], space: ModelSpace) -> Perceptual:
     """LPIPS with the VGG16 in the file `weights` for images (C, H, W). UserError names what is missing or misfits."""
     if shape[0] not in (1, 3):
         raise UserError(f"'objective.metric' lpips compares grey or RGB images, these have {shape[0]} channels; use l2")
-    if weights is None:
-        raise UserError("'objective.metric' lpips needs 'objective.metric.weights': the file of torchvision's VGG16")
     return Perceptual(_package(Path(weights)), space)
 
 
