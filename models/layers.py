@@ -127,6 +127,7 @@ class ConditionEmbedding(nn.Module):
             total = total + self.guidance(self.time(guidance.to(total.dtype)))
         if self.end is not None and end is not None:
             total = total + self.end(self.time(end.to(total.dtype)))
+        assert augmentation is None or self.augmentation is not None, "this network is not told of augmentation"
         if self.augmentation is not None and augmentation is not None:  # none when drawing
             total = total + self.augmentation(augmentation.to(total.dtype))
         return F.silu(total)

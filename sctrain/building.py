@@ -1,6 +1,7 @@
 """From a run description to its parts: data, model space, networks with their initial weights."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -83,31 +84,72 @@ def parameterization(config: RunConfig) -> Parameterization:
     return Parameterization(config.sigma_data, config.noise_input, config.objective.anchor)
 
 
-def teacher_network(config: RunConfig, data: DatasetDescription) -> nn.Module:
-    """The teacher of a distillation. UserError if it was not trained for what is asked of it."""
-    source = config.teacher
-    assert source is not None and source.images is not None, "pinned() names the snapshot"
-    taught = snapshot_config(source.run, source.images)
-    if config.objective.guided_scales is not None and taught.objective.label_dropout == 0.0:
-        raise UserError(
-            f"{source.run} was trained without label dropout, so it cannot be guided; remove 'objective.guidance', or "
-            "train it with objective.label_dropout=0.1"
-        )
+def refuse_unfit_sources(config: RunConfig) -> None:
+    """UserError if the runs that weights come from are not what the method needs. Reads descriptions, no weights."""
+    if config.teacher is not None:
+        _refuse_as_teacher(config, config.teacher)
+    start = start_weights(config)
+    if start is None:
+        return
+    refuse_another_input(config, start)
+    _refuse_another_network(config, start)
+    started = _described(start).objective.name
+    if config.objective.name == "lcf" and started not in ("lcm", "lcf"):
+        raise UserError(f"{start.run} was trained by '{started}'; 'lcf' fine-tunes an LCM: let 'start_from.run' be one")
+
+
+def _described(source: WeightsFrom) -> RunConfig:
+    assert source.images is not None, "pinned() names the snapshot"
+    return snapshot_config(source.run, source.images)
+
+
+def _refuse_as_teacher(config: RunConfig, source: WeightsFrom) -> None:
+    taught = _described(source)
     if taught.objective.samples_as != "diffusion":
         raise UserError(f"{source.run} was trained by '{taught.objective.name}'; a teacher is a diffusion model")
+    if config.objective.guided_scales is not None and taught.objective.label_dropout == 0.0:
+        mend = "train it with objective.label_dropout=0.1"
+        if type(config.objective).model_fields["guidance"].default is None:
+            mend = f"remove 'objective.guidance', or {mend}"
+        raise UserError(f"{source.run} was trained without label dropout, so it cannot be guided; {mend}")
     if taught.sigma_data != config.sigma_data:
         raise UserError(
             f"{source.run} was trained with sigma_data {taught.sigma_data}, this run has {config.sigma_data}; "
             "set 'sigma_data' to the teacher's"
         )
-    return trained_network(config.model_copy(update={"objective": taught.objective}), data, source)
+    for key in ("mean", "std"):
+        theirs, ours = (list(getattr(run.data, key)) for run in (taught, config))
+        if (len(theirs) == len(ours) and theirs != ours) or {*theirs} != {*ours}:  # one value stands for all channels
+            raise UserError(
+                f"{source.run} was trained with data.{key} {theirs}, this run has {ours}: the same image is another x; "
+                f"set 'data.{key}' to the teacher's"
+            )
+    _refuse_another_network(config, source)
+
+
+def _refuse_another_network(config: RunConfig, source: WeightsFrom) -> None:
+    """Not all options show in the shapes of weights: heads do not, nor does the embedding of time."""
+    theirs, ours = asdict(_described(source).network), asdict(config.network)
+    for key in ours | theirs:
+        if key != "dropout" and theirs.get(key) != ours.get(key):
+            raise UserError(
+                f"{source.run} was trained with network.{key} {theirs.get(key)}, this run has {ours.get(key)}; "
+                "use the 'network' of that run"
+            )
+
+
+def teacher_network(config: RunConfig, data: DatasetDescription) -> nn.Module:
+    """The teacher of a distillation."""
+    source = config.teacher
+    assert source is not None, "asked for by its method"
+    return trained_network(config.model_copy(update={"objective": _described(source).objective}), data, source)
 
 
 def teacher_parameterization(config: RunConfig) -> Parameterization:
     """How the output of the teacher becomes F."""
     source = config.teacher
-    assert source is not None and source.images is not None, "pinned() names the snapshot"
-    return parameterization(snapshot_config(source.run, source.images))
+    assert source is not None, "asked for by its method"
+    return parameterization(_described(source))
 
 
 def trained_network(config: RunConfig, data: DatasetDescription, source: WeightsFrom) -> nn.Module:
@@ -136,7 +178,10 @@ def load_into(network: nn.Module, weights: Mapping[str, Tensor], origin: Path, *
         ours, theirs = own.get(name), weights.get(name)
         if ours is None or theirs is None or ours.shape != theirs.shape:
             shapes = " and ".join("absent" if w is None else str(tuple(w.shape)) for w in (ours, theirs))
-            raise UserError(f"{origin}: parameter {name} is {shapes} here and there; use the 'network' of that run")
+            raise UserError(
+                f"{origin}: parameter {name} is {shapes} here and there; "
+                "use the 'network' of that run, and images of as many channels and classes"
+            )
     network.load_state_dict({name: weights[name] for name in names}, strict=False)
 
 
@@ -147,8 +192,7 @@ def start_weights(config: RunConfig) -> WeightsFrom | None:
 
 def refuse_another_input(config: RunConfig, source: WeightsFrom) -> None:
     """UserError if the weights come from a network that is told another function of the noise."""
-    assert source.images is not None, "pinned() names the snapshot"
-    theirs = snapshot_config(source.run, source.images).noise_input
+    theirs = _described(source).noise_input
     if theirs != config.noise_input:
         raise UserError(
             f"the network of {source.run} is told {theirs}: set 'noise_input' to {theirs}, or start from another"

@@ -33,10 +33,12 @@ class Parts:
 
     def __init__(self, config: RunConfig, world: World):
         self.config, self.world = config, world
+        building.refuse_unfit_sources(config)
         self.dataset = building.open_split(config)
         data = self.dataset.description
         self.space = building.model_space(config, data)
-        self.objective = build_objective(config.objective, Data(config.sigma_data, len(data.classes)), data.shape)
+        known = Data(config.sigma_data, len(data.classes))
+        self.objective = build_objective(config.objective, known, data.shape, self.space)
         self._as_F = building.parameterization(config).of
         self.student, self.target, networks = self._engines()
         self.adversary = self._adversary()
@@ -50,7 +52,6 @@ class Parts:
         network = building.fresh_network(config, data)
         source = building.start_weights(config)
         if source is not None:
-            building.refuse_another_input(config, source)
             weights = building.snapshot_weights(source)
             building.load_into(network, weights, source.run, as_a_start=True)
         student, target, teacher = StudentEngine(network, config.optimizer, zero), None, None

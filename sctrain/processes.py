@@ -78,6 +78,11 @@ class ModelSpace:
         mean, std = self._channels(x)
         return ((x * (std / self.sigma_data) + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
+    def to_signed(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to pixels in [-1, 1], neither rounded nor clipped."""
+        mean, std = self._channels(x)
+        return 2 * (x * (std / self.sigma_data) + mean) - 1
+
     def _channels(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = (torch.tensor(values, device=like.device).reshape(-1, 1, 1) for values in (self.mean, self.std))
         return mean, std

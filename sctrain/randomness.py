@@ -21,6 +21,7 @@ class Purpose(enum.IntEnum):
     INITIAL_NOISE = 1
     FRESH_NOISE = 2
     BATCH = 3
+    AUGMENTATION = 4
 
 
 class SampleGenerator:
@@ -29,9 +30,13 @@ class SampleGenerator:
     def __init__(
         self, seed: int, positions: Iterable[int] | Tensor, purpose: Purpose, device: torch.device | str = "cpu"
     ):
-        positions = positions.tolist() if isinstance(positions, Tensor) else positions
-        self._streams = [_stream(seed, int(position), purpose) for position in positions]
         self._seed, self._device = seed, device
+        self._positions = [int(p) for p in (positions.tolist() if isinstance(positions, Tensor) else positions)]
+        self._streams = [_stream(seed, position, purpose) for position in self._positions]
+
+    def of(self, purpose: Purpose, device: torch.device | str) -> SampleGenerator:
+        """Other draws of the same samples, from the start of their own streams; these here notice nothing."""
+        return SampleGenerator(self._seed, self._positions, purpose, device)
 
     def normal(self, shape: Sequence[int] = ()) -> Tensor:
         """Standard normal float32 (B, *shape)."""

@@ -8,6 +8,7 @@ import torch
 
 from data_pipeline.dataset import open_dataset
 from launchers.local import run_ranks
+from sctrain.building import pinned, refuse_unfit_sources
 from sctrain.config.deepspeed import derive_batch
 from sctrain.config.loading import dump, load
 from sctrain.config.schema import RunConfig
@@ -23,8 +24,9 @@ def run(args: argparse.Namespace) -> int:
     if "RANK" in os.environ:
         return _train(config)
     ranks = planned_ranks(config)
-    derive_batch(config, ranks)  # these two refuse before any process starts
+    derive_batch(config, ranks)  # these three refuse before any process starts
     open_dataset(config.data.url, config.data.split)
+    refuse_unfit_sources(pinned(config))
     debug = ["--debug"] if args.debug else []
     return run_ranks([sys.executable, "-m", "sctrain", *debug, "train", args.config, *overrides], ranks, os.environ)
 

@@ -32,6 +32,8 @@ def _complaint(item: ErrorDetails, name: str, key: Key) -> str:
     given, context = json.dumps(item["input"], default=str)[:80], item.get("ctx", {})
     match item["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument":
+            if key in _valid_keys():  # of another member of the union
+                return f"'{name}' is no key of this {key[-2]}; remove it, or choose another '{'.'.join(key[:-1])}.name'"
             return f"unknown key '{name}'; the nearest valid one is '{'.'.join(nearest(key))}'"
         case "missing":
             return f"the key '{name}' is missing"

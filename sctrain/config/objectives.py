@@ -39,6 +39,16 @@ class Distance(Strict):
     constant: NotNegative | None = None  # c of the Huber metrics; None: 0.00054 sqrt(D), for huber 0.001
     weights: str | None = None  # VGG16 of torchvision, for lpips
 
+    @model_validator(mode="after")
+    def _its_own_keys(self) -> Distance:
+        if self.name == "lpips" and self.weights is None:
+            raise ValueError("lpips needs 'weights', the file of torchvision's VGG16; nothing is downloaded")
+        if self.name != "lpips" and self.weights is not None:
+            raise ValueError(f"'weights' are for lpips, {self.name} has none; remove them")
+        if self.constant is not None and "huber" not in self.name:
+            raise ValueError(f"'constant' is for pseudo_huber and huber, {self.name} has none; remove it")
+        return self
+
 
 class Method(Strict):
     """What any method is asked."""
@@ -106,7 +116,10 @@ class ProgressiveDistillation(Method):
     def _halves(self) -> ProgressiveDistillation:
         ratio = self.first_steps / self.last_steps
         if ratio < 1 or ratio.is_integer() is False or int(ratio) & (int(ratio) - 1):
-            raise ValueError(f"first_steps {self.first_steps} does not halve down to last_steps {self.last_steps}")
+            raise ValueError(
+                f"first_steps {self.first_steps} does not halve down to last_steps {self.last_steps}; "
+                f"let it be a power of two times {self.last_steps}, for example {8 * self.last_steps}"
+            )
         return self
 
     @property
@@ -124,13 +137,19 @@ class OnGrid(Method):
 
     @model_validator(mode="after")
     def _ordered(self) -> OnGrid:
-        if self.sigma_min >= self.sigma_max:
-            raise ValueError(f"sigma_min {self.sigma_min} is not below sigma_max {self.sigma_max}; exchange them")
+        _refuse_disorder(self.sigma_min, self.sigma_max)
         return self
 
     @property
     def anchor(self) -> float:
         return self.sigma_min
+
+
+def _refuse_disorder(sigma_min: float, sigma_max: float) -> None:
+    if sigma_min == sigma_max:
+        raise ValueError(f"sigma_min and sigma_max are both {sigma_min}; the second must be greater")
+    if sigma_min > sigma_max:
+        raise ValueError(f"sigma_min {sigma_min} is not below sigma_max {sigma_max}; exchange them")
 
 
 class ConsistencyDistillation(OnGrid):
@@ -215,6 +234,11 @@ class DiscreteTwin(SimplifiedConsistency):
     sigma_max: Positive = 80.0
     rho: Positive = 7.0
 
+    @model_validator(mode="after")
+    def _ordered(self) -> DiscreteTwin:
+        _refuse_disorder(self.sigma_min, self.sigma_max)
+        return self
+
 
 class Adversary(Strict):
     """A discriminator, trained beside the network on whether images are real. It sits whole on every rank."""
@@ -265,7 +289,7 @@ class LatentConsistency(Method):
     """LCM (Luo et al. 2023): `lcm` distils a guided teacher over skipped DDIM steps, `lcf` fine-tunes without one."""
 
     name: Literal["lcm", "lcf"]
-    ddim_steps: Annotated[int, Field(ge=2)] = 50  # among the process's 1000
+    ddim_steps: Annotated[int, Field(ge=2, le=1000)] = 50  # among the process's 1000
     guidance: GuidanceRange = GuidanceRange(low=3.0, high=15.0)  # scale 1 + w of the paper's w in [2, 14]
     metric: Distance = Distance(name="huber")
     target_decay: Fraction = 0.95

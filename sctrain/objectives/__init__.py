@@ -10,61 +10,68 @@ from sctrain.objectives.diffusion import Diffusion
 from sctrain.objectives.discrete import DiscreteConsistency, EdmWeight, even, inverse_gap
 from sctrain.objectives.drawing import Data
 from sctrain.objectives.levels import DdimPairs, Grid, LognormalPairs, MappedPairs, UniformPairs, ct_decay
-from sctrain.objectives.metrics import build_metric
+from sctrain.objectives.metrics import Images, build_metric
 from sctrain.objectives.progressive import ProgressiveDistillation
 from sctrain.objectives.trajectory import ConsistencyTrajectory
+from sctrain.processes import ModelSpace
 
 
-def build_objective(method: config.Method, data: Data, image_shape: tuple[int, ...]) -> Objective:
-    """The objective that a configuration names, for images (C, H, W)."""
-    return _BUILDERS[type(method)](method, data, image_shape)
+def build_objective(
+    method: config.Method, data: Data, image_shape: tuple[int, ...], space: ModelSpace | None = None
+) -> Objective:
+    """The objective that a configuration names, for images (C, H, W) brought to model space by `space`.
+
+    Without one they are in [-1, 1] times 2 sigma_data. UserError where a part of it (a file, a package) is missing.
+    """
+    space = space or ModelSpace((0.5,), (0.25,), data.sigma_data)
+    return _BUILDERS[type(method)](method, data, Images(image_shape, space))
 
 
-def _diffusion(method: config.Diffusion, data: Data, _: tuple[int, ...]) -> Objective:
-    return Diffusion(*_with_times(method, data), learned_weighting=method.learned_weighting)
+def _diffusion(method: config.Diffusion, data: Data, _: Images) -> Objective:
+    return Diffusion(*_with_times(method, data), method.learned_weighting, method.augmentation)
 
 
-def _progressive(method: config.ProgressiveDistillation, data: Data, _: tuple[int, ...]) -> Objective:
+def _progressive(method: config.ProgressiveDistillation, data: Data, _: Images) -> Objective:
     steps = (method.first_steps, method.last_steps)
     return ProgressiveDistillation(data.sigma_data, data.num_classes, method.label_dropout, *steps, method.weighting)
 
 
-def _cd(method: config.ConsistencyDistillation, data: Data, shape: tuple[int, ...]) -> Objective:
+def _cd(method: config.ConsistencyDistillation, data: Data, images: Images) -> Objective:
     pairs, keep = UniformPairs(_grid(method), method.levels), method.target_decay
     return _discrete(
-        method, data, shape, pairs, neighbour=method.solver, weight=even, keep=(lambda _: keep) if keep else None
+        method, data, images, pairs, neighbour=method.solver, weight=even, keep=(lambda _: keep) if keep else None
     )
 
 
-def _ct(method: config.ConsistencyTraining, data: Data, shape: tuple[int, ...]) -> Objective:
+def _ct(method: config.ConsistencyTraining, data: Data, images: Images) -> Objective:
     pairs = UniformPairs(_grid(method), method.first_levels, method.last_levels)
 
     def keep(done: float) -> float:
         return ct_decay(pairs.count(done), method.first_levels, method.first_decay)
 
     return _discrete(
-        method, data, shape, pairs, neighbour="noise", weight=even, keep=keep if method.first_decay else None
+        method, data, images, pairs, neighbour="noise", weight=even, keep=keep if method.first_decay else None
     )
 
 
-def _ict(method: config.ImprovedTraining, data: Data, shape: tuple[int, ...]) -> Objective:
+def _ict(method: config.ImprovedTraining, data: Data, images: Images) -> Objective:
     times = (method.times.mean, method.times.std)
     pairs = LognormalPairs(_grid(method), method.first_levels, method.last_levels, *times)
-    return _discrete(method, data, shape, pairs, neighbour="noise", weight=inverse_gap)
+    return _discrete(method, data, images, pairs, neighbour="noise", weight=inverse_gap)
 
 
-def _ect(method: config.EasyTuning, data: Data, shape: tuple[int, ...]) -> Objective:
+def _ect(method: config.EasyTuning, data: Data, images: Images) -> Objective:
     pairs = MappedPairs(method.times.mean, method.times.std, method.stages, method.q, method.k, method.b)
     weight = inverse_gap if method.weighting == "inverse_gap" else EdmWeight(data.sigma_data)
-    return _discrete(method, data, shape, pairs, neighbour="noise", weight=weight)
+    return _discrete(method, data, images, pairs, neighbour="noise", weight=weight)
 
 
-def _lcm(method: config.LatentConsistency, data: Data, shape: tuple[int, ...]) -> Objective:
+def _lcm(method: config.LatentConsistency, data: Data, images: Images) -> Objective:
     keep, guidance = method.target_decay, (method.guidance.low, method.guidance.high)
     return _discrete(
         method,
         data,
-        shape,
+        images,
         DdimPairs(data.sigma_data, method.ddim_steps),
         neighbour="euler" if method.name == "lcm" else "noise",
         weight=even,
@@ -73,7 +80,7 @@ def _lcm(method: config.LatentConsistency, data: Data, shape: tuple[int, ...]) -
     )
 
 
-def _continuous(method: config.ContinuousObjective, data: Data, _: tuple[int, ...]) -> Objective:
+def _continuous(method: config.ContinuousObjective, data: Data, _: Images) -> Objective:
     return ContinuousConsistency(
         *_with_times(method, data),
         distill=method.name == "scd",
@@ -84,7 +91,7 @@ def _continuous(method: config.ContinuousObjective, data: Data, _: tuple[int, ..
     )
 
 
-def _trajectory(method: config.TrajectoryObjective, data: Data, shape: tuple[int, ...]) -> Objective:
+def _trajectory(method: config.TrajectoryObjective, data: Data, images: Images) -> Objective:
     return ConsistencyTrajectory(
         data.sigma_data,
         data.num_classes,
@@ -94,7 +101,7 @@ def _trajectory(method: config.TrajectoryObjective, data: Data, shape: tuple[int
         most_steps=method.teacher_steps or method.levels,
         matching=method.matching,
         jump_by=method.jump_by,
-        metric=build_metric(method.metric, shape),
+        metric=build_metric(method.metric, images),
         keep=method.target_decay,
         denoising=method.denoising,
         time_mean=method.times.mean,
@@ -103,8 +110,8 @@ def _trajectory(method: config.TrajectoryObjective, data: Data, shape: tuple[int
     )
 
 
-def _discrete(method: Any, data: Data, shape: tuple[int, ...], pairs: Any, **parts: Any) -> DiscreteConsistency:
-    metric = build_metric(method.metric, shape)
+def _discrete(method: Any, data: Data, images: Images, pairs: Any, **parts: Any) -> DiscreteConsistency:
+    metric = build_metric(method.metric, images)
     return DiscreteConsistency(
         data.sigma_data, data.num_classes, method.label_dropout, pairs=pairs, metric=metric, **parts
     )
@@ -118,7 +125,7 @@ def _with_times(method: Any, data: Data) -> tuple[float, int, float, float, floa
     return data.sigma_data, data.num_classes, method.times.mean, method.times.std, method.label_dropout
 
 
-_BUILDERS: dict[type[config.Method], Callable[[Any, Data, tuple[int, ...]], Objective]] = {
+_BUILDERS: dict[type[config.Method], Callable[[Any, Data, Images], Objective]] = {
     config.TrigFlowObjective: _diffusion,
     config.EdmObjective: _diffusion,
     config.ProgressiveDistillation: _progressive,

@@ -9,7 +9,7 @@ Shapes: images (B, C, H, W); times, labels, losses and diagnostics (B,).
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -51,10 +51,13 @@ class Draws:
     r: float = 1.0
     guidance: Tensor | None = None  # scale of classifier-free guidance, for networks that are told it
     s: Tensor | None = None  # the less noisy time of methods that compare two, or where a jump ends
+    augmentation: Tensor | None = None  # (B, 9) by which x0 was transformed, for networks that are told it
 
     @property
-    def conditions(self) -> tuple[Tensor, ...]:
-        """What a network takes after (u, t)."""
+    def conditions(self) -> tuple[Any, ...]:
+        """What a network takes after (u, t); None for what this one is not told."""
+        if self.augmentation is not None:
+            return self.labels, self.guidance, None, self.augmentation
         return (self.labels,) if self.guidance is None else (self.labels, self.guidance)
 
 

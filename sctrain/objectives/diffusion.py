@@ -1,12 +1,14 @@
 """Diffusion, the teacher's objective: EDM's and TrigFlow's are one (sCM section 3), with EDM2's adaptive weighting."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from sctrain.objectives.base import Draws, Loss, Networks
+from sctrain.augmentation import draw_labels, transformed
+from sctrain.objectives.base import Batch, Draws, Loss, Networks, Progress
 from sctrain.objectives.drawing import TrigFlowDraws, mean_square
 from sctrain.processes import diffuse, velocity
+from sctrain.randomness import Purpose, SampleGenerator
 
 
 def weighted(square_error: Tensor, log_weight: Tensor) -> Tensor:
@@ -22,10 +24,20 @@ class Diffusion(TrigFlowDraws):
     """
 
     learned_weighting: bool = True
+    augmentation: float = 0.0  # probability of each of EDM's transformations, of which the network is told
+
+    def draw(self, generator: SampleGenerator, batch: Batch, progress: Progress) -> Draws:
+        draws = super().draw(generator, batch, progress)
+        if not self.augmentation:
+            return draws
+        # On the CPU, where which samples need what can be asked without waiting for a GPU.
+        labels = draw_labels(generator.of(Purpose.AUGMENTATION, "cpu"), self.augmentation)
+        x0 = transformed(batch.x0, labels)
+        return replace(draws, x0=x0, augmentation=labels.to(x0.device, x0.dtype, non_blocking=True))
 
     def loss(self, draws: Draws, networks: Networks) -> Loss:
         x_t = diffuse(draws.x0, draws.z, draws.t)
-        F, log_weight = networks.student(x_t / self.sigma_data, draws.t, draws.labels)
+        F, log_weight = networks.student(x_t / self.sigma_data, draws.t, *draws.conditions)
         error = mean_square(F - velocity(draws.x0, draws.z, draws.t) / self.sigma_data)
         if not self.learned_weighting:
             return Loss(error, {"velocity_error": error.detach()})

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
 
 from sctrain.config.objectives import Distance
-from sctrain.errors import UserError
 from sctrain.objectives.drawing import mean_square
+from sctrain.objectives.perceptual import build_perceptual
+from sctrain.processes import ModelSpace
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 
@@ -42,15 +44,25 @@ def ict_constant(shape: tuple[int, ...]) -> float:
     return 0.00054 * math.sqrt(math.prod(shape))
 
 
-def build_metric(config: Distance, shape: tuple[int, ...]) -> Metric:
-    """The metric that a configuration names, for images (C, H, W)."""
+@dataclass(frozen=True)
+class Images:
+    """What the images of a run are: their shape (C, H, W), and how pixels become x."""
+
+    shape: tuple[int, ...]
+    space: ModelSpace
+
+
+def build_metric(config: Distance, images: Images) -> Metric:
+    """The metric that a configuration names. UserError where LPIPS lacks its package or its file."""
     match config.name:
         case "l2":
             return l2
         case "l1":
             return l1
         case "pseudo_huber":
-            return partial(pseudo_huber, c=ict_constant(shape) if config.constant is None else config.constant)
+            return partial(pseudo_huber, c=ict_constant(images.shape) if config.constant is None else config.constant)
         case "huber":
             return partial(elementwise_huber, c=0.001 if config.constant is None else config.constant)
-    raise UserError("objective.metric 'lpips' is not built yet")
+        case "lpips":
+            assert config.weights is not None, "asked for by its description"
+            return build_perceptual(config.weights, images.shape, images.space)

@@ -3,6 +3,7 @@
 import fcntl
 import re
 import shutil
+import sys
 
 import pytest
 
@@ -95,11 +96,26 @@ def test_distillation_without_a_trained_teacher(sctrain):
     assert "nowhere" in refused(sctrain, "train", config, "--ranks", 1)
 
 
-def test_teacher_of_another_shape(sctrain, short):
-    network = {"name": "dit", "width": 64, "depth": 2, "heads": 2, "patch_size": 2}
-    teacher = {"run": str(sctrain.folder / short), "ema": 0.05}
-    config = sctrain.config("misfit", objective={"name": "scd"}, teacher=teacher, network=network)
-    assert "network" in refused(sctrain, "train", config, "--ranks", 1)
+@pytest.mark.parametrize("launcher", [(), (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")])
+def test_runs_that_do_not_fit_are_refused_before_they_are_built(sctrain, short, launcher):
+    """By the process that would start the ranks, and by the ranks where another launcher has started them."""
+    source, options = {"run": str(sctrain.folder / short), "ema": 0.05}, {}
+    if launcher:
+        options = {"launcher": (*launcher, "-m", "sctrain")}
+    student = sctrain.config("misfit", objective={"name": "scd"}, teacher=source)
+    err = sctrain("train", student, code=1 if launcher else 2, **options).stderr
+    assert "was trained by 'sct'; a teacher is a diffusion model" in err
+    network = {"name": "dit", "width": 32, "depth": 2, "heads": 4, "patch_size": 2}
+    start = sctrain.config("misfit", start_from=source, network=network)
+    err = sctrain("train", start, code=1 if launcher else 2, **options).stderr
+    assert "network.heads 2, this run has 4" in err
+    assert not (sctrain.folder / "misfit" / "checkpoints").exists()
+
+
+def test_lpips_without_its_file(sctrain):
+    metric = {"name": "lpips", "weights": "nowhere/vgg16.pth"}
+    config = sctrain.config("perceptual", objective={"name": "ct", "metric": metric})
+    assert "nowhere/vgg16.pth cannot be read" in refused(sctrain, "train", config, "--ranks", 1)
 
 
 def test_a_tangent_beyond_its_limit_refuses_to_start(sctrain):

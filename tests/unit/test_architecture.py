@@ -20,6 +20,7 @@ FLOORS = {
     "sctrain.files": 1,
     "sctrain.guidance": 1,
     "sctrain.allocator": 1,
+    "sctrain.augmentation": 1,
     "sctrain.power_ema": 1,
     "sctrain.parameterization": 1,
     "sctrain.record": 1,

@@ -165,6 +165,54 @@ def test_mistakes_inside_a_union_are_named_without_its_tag(recipe: Path):
     assert "the key 'objective.name' is missing" in complaint(recipe, "objective=null", "objective={}")
 
 
+TEACHER = "teacher={run: runs/t, ema: 0.1}"
+
+
+@pytest.mark.parametrize(
+    ("objective", "sentence"),
+    [
+        ("{name: sct_discrete, segments: 2}", "'objective.segments' is no key of this objective"),
+        ("{name: cd, augmentation: 0.1}", "'objective.augmentation' is no key of this objective"),
+        ("{name: edm, augmentation: 1.5}", "'objective.augmentation' must be less than or equal to 1, not 1.5"),
+        ("{name: cd, metric: {name: lpips}}", "'objective.metric': lpips needs 'weights', the file of torchvision's"),
+        ("{name: cd, metric: {weights: a.pth}}", "'objective.metric': 'weights' are for lpips, l2 has none"),
+        ("{name: cd, metric: {name: l1, constant: 1}}", "'objective.metric': 'constant' is for pseudo_huber and huber"),
+        ("{name: cd, metric: l2}", "'objective.metric' must be a mapping of keys to values, not \"l2\""),
+        ("{name: cd, target_decay: 1}", "'objective.target_decay' must be less than 1, not 1"),
+        ("{name: lcm, target_decay: -0.1}", "'objective.target_decay' must be greater than or equal to 0, not -0.1"),
+        ("{name: ct, first_decay: 1.5}", "'objective.first_decay' must be less than 1, not 1.5"),
+        ("{name: pd, first_steps: 12, last_steps: 5}", "first_steps 12 does not halve down to last_steps 5; let it be"),
+        ("{name: pd, first_steps: 2, last_steps: 4}", "first_steps 2 does not halve down to last_steps 4; let it be"),
+        ("{name: lcm, ddim_steps: 2000}", "'objective.ddim_steps' must be less than or equal to 1000, not 2000"),
+        ("{name: scd, guidance: {low: 3, high: 1}}", "'objective.guidance': low 3.0 exceeds high 1.0; exchange them"),
+        ("{name: scd, segments: 0}", "'objective.segments' must be greater than or equal to 1, not 0"),
+        *[
+            (f"{{name: {name}, sigma_min: {low}, sigma_max: 1}}", sentence)
+            for name in ("cd", "ct", "ict", "ct_continuous", "cd_continuous", "sct_discrete", "scd_discrete")
+            for low, sentence in (
+                (2, "'objective': sigma_min 2.0 is not below sigma_max 1.0; exchange them"),
+                (1, "'objective': sigma_min and sigma_max are both 1.0; the second must be greater"),
+            )
+        ],
+    ],
+)
+def test_settings_that_no_method_has_are_refused(recipe: Path, objective: str, sentence: str):
+    said = complaint(recipe, f"objective={objective}", TEACHER)
+    assert sentence in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["pd", "cd", "cd_continuous", "scd", "scd_discrete", "ctm", "lcm"])
+def test_a_distillation_needs_a_teacher(recipe: Path, name: str):
+    sentence = complaint(recipe, f"objective={{name: {name}}}")
+    assert f"the objective '{name}' distils a teacher; name one with 'teacher.run' and 'teacher.ema'" in sentence
+
+
+@pytest.mark.parametrize("name", ["edm", "ct", "ct_continuous", "ict", "ect", "sct_discrete", "lcf"])
+def test_a_method_from_data_alone_has_no_teacher(recipe: Path, name: str):
+    said = complaint(recipe, f"objective={{name: {name}}}", TEACHER, "start_from={run: runs/lcm, ema: 0.1}")
+    assert f"the objective '{name}' has no teacher; remove 'teacher'" in said
+
+
 def test_network_options_are_checked_like_the_rest(recipe: Path):
     assert "unknown key 'network.widht'; the nearest valid one is 'network.width'" in complaint(
         recipe, "network.widht=3"
@@ -212,6 +260,8 @@ def test_a_missing_file_is_named(tmp_path: Path):
         ),
         (["teacher={run: runs/t, ema: 0.1}"], "the objective 'sct' has no teacher; remove 'teacher'"),
         (["objective.name=trigflow", "teacher={run: runs/t, ema: 0.1}"], "the objective 'trigflow' has no teacher"),
+        (["objective={name: lcf}"], "the objective 'lcf' fine-tunes an LCM; name it with 'start_from.run'"),
+        (["objective.segments=2"], "'objective.segments' are for scd"),
         (["compute.compile=true"], "'compute.compile' cannot follow weights that ZeRO-3 gathers"),
         (["objective.guidance={high: 2}"], "the objective 'sct' has no teacher to guide"),
         (["budget_images=0"], "'budget_images' is 0"),

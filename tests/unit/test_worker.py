@@ -14,7 +14,6 @@ import torch
 from digits import prepared, publish_random, tiny_config, write_status
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sctrain.building import open_split, teacher_network
 from sctrain.config.schema import WeightsFrom
 from sctrain.errors import UserError
 from sctrain.evaluation import worker
@@ -141,18 +140,6 @@ def test_guidance_that_a_student_has_not_learnt_is_refused(tmp_path: Path, teach
     run = student(tmp_path / "scd", teacher, 16)
     with pytest.raises(UserError, match="distilled without 'objective"):
         Generator.of(run, 16, 0.05, CPU, 2.0)
-
-
-def test_a_teacher_without_label_dropout_cannot_guide(tmp_path: Path):
-    objective = {"name": "trigflow", "label_dropout": 0.0}
-    taught = tiny_config(tmp_path / "taught", "trigflow")
-    publish_random(taught.model_validate(taught.model_dump() | {"objective": objective}), 16)
-    config = tiny_config(
-        tmp_path / "guided", "scd", teacher={"run": str(tmp_path / "taught"), "images": 16, "ema": 0.05}
-    )
-    config = config.model_validate(config.model_dump() | {"objective": {"name": "scd", "guidance": {}}})
-    with pytest.raises(UserError, match="trained without label dropout, so it cannot be guided"):
-        teacher_network(config, open_split(config).description)
 
 
 def test_teacher_without_snapshots_is_named(tmp_path: Path):
