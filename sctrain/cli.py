@@ -25,9 +25,10 @@ USER_ERROR = 2
 INTERRUPTED = 130
 LOST_PEER = OwnUserError("another rank ended; its own message says why")
 _LOST_PEER_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's words
-# Names that `bench` knows, written once more here so that --help needs no torch.
+# Names that `bench` and `sample` know, written once more here so that --help needs no torch.
 _STUDENTS = ("sct", "scd", "scd-guided")
 _ENGINES = ("single_pass", "two_pass", "finite_difference")
+_SAMPLERS = ("consistency", "jumps", "heun", "euler", "dpm")
 _ATTENTION = ("reference", "blocked", "triton")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
 
@@ -138,7 +139,10 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
 
 def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--sampler", choices=_SAMPLERS, help="of a diffusion model heun (default), euler or dpm")
     parser.add_argument("--steps", type=int, help="sampling steps (default: 1; of a diffusion model ode_steps)")
+    parser.add_argument("--times", type=float, nargs="+", metavar="T", help="of a student's steps after the first")
+    parser.add_argument("--gamma", type=float, help="of ctm: 0 is deterministic (default), 1 all noise anew")
     parser.add_argument("--count", type=int, default=64, help="number of images (default: 64)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--class", type=int, dest="label", metavar="CLASS", help="one class only")
@@ -179,6 +183,17 @@ def _edit(parser: argparse.ArgumentParser) -> None:
         kind.add_argument("--ema", type=float, help="relative EMA width (default: the run's first to be scored)")
         kind.add_argument("--out", type=Path, default=Path("edited.png"), help="PNG file (default: edited.png)")
         kind.add_argument("--save-each", action="store_true", help="the single results beside it, as OUT-0.png ...")
+
+
+def _times(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="run folder of a student")
+    parser.add_argument("--steps", type=_count, default=2, help="sampling steps (default: 2)")
+    parser.add_argument("--samples", type=_count, default=1000, help="images per trial (default: 1000)")
+    parser.add_argument("--rounds", type=_count, default=6, help="two trials each, a third narrower (default: 6)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance (default: the run's scale)")
+    parser.add_argument("--ema", type=float, help="relative EMA width (default: the run's first to be scored)")
+    parser.add_argument("--json", action="store_true", help="an object instead of words")
 
 
 def _count(text: str) -> int:
@@ -222,9 +237,20 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     precision = kinds.add_parser("precision", help="errors of tangents in low precision on a trained run")
     precision.add_argument("run", type=Path, help="run folder")
     precision.add_argument("--ema", type=float, help="relative EMA width (default: the run's first to be scored)")
-    for kind in (step, attention, methods, precision):
+    sample = kinds.add_parser("sample", help="quality over network evaluations: solvers of teachers, and students")
+    sample.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, all of the same data")
+    most = "of a teacher's network, at most (default: 10 20 50)"
+    sample.add_argument("--evaluations", type=_count, nargs="+", default=[10, 20, 50], metavar="N", help=most)
+    sample.add_argument("--steps", type=_count, nargs="+", default=[1, 2, 4], metavar="N", help="of students: 1 2 4")
+    sample.add_argument("--samples", type=_count, default=2000, help="images per row (default: 2000)")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--guidance", type=float, help="classifier-free guidance (default: each run's scale)")
+    sample.add_argument("--ema", type=float, help="relative EMA width (default: each run's first to be scored)")
+    sample.add_argument("--plot", type=Path, metavar="FILE", help="also draw the curves: a .png, .svg or .pdf file")
+    for kind in (step, attention, methods, precision, sample):
         _add_global_flags(kind)
-        kind.add_argument("--rounds", type=_count, default=5, help="interleaved measurements of each (default: 5)")
+        if kind is not sample:
+            kind.add_argument("--rounds", type=_count, default=5, help="interleaved measurements of each (default: 5)")
         kind.add_argument("--json", action="store_true", help="a list of rows instead of a table")
 
 
@@ -260,8 +286,9 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "evaluate": ("score the published snapshots of a run", _evaluate),
     "sample": ("draw images from the newest snapshot of a run", _sample),
     "edit": ("fill in, colour, sharpen or denoise your pictures with a consistency model", _edit),
+    "times": ("search the best times for a student's several steps", _times),
     "doctor": ("check this machine, and a run description with its tangents if one is given", _doctor),
-    "bench": ("measure what a training step costs here", _bench),
+    "bench": ("measure what training and sampling cost here", _bench),
     "sweep": ("train one description with several values of its keys, and compare", _sweep),
     "report": ("write report.html and figures.json about finished runs", _report),
     "quickstart": ("see the whole system work on real images, without a GPU in ten minutes", _quickstart),

@@ -19,8 +19,10 @@ from sctrain.allocator import keep_freed_memory
 from sctrain.bench import attention
 from sctrain.bench.attention import AttentionRow, AttentionSettings, default_backends
 from sctrain.bench.table import figure, table
+from sctrain.commands.drawing import ema_width
 from sctrain.config.schema import RuntimeConfig
 from sctrain.errors import UserError
+from sctrain.evaluation.method import TITLES
 from sctrain.files import write_json
 from sctrain.reporting.console import say
 from sctrain.snapshots import newest_images, snapshot_config
@@ -34,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
         "attention": _bench_attention,
         "methods": _bench_methods,
         "precision": _bench_precision,
+        "sample": _bench_sample,
     }
     return kinds[args.what](args)
 
@@ -201,6 +204,47 @@ def _bench_precision(args: argparse.Namespace) -> int:
     print("\nTangent error after each block:")
     print(table(("", *(f"{row.value}, {row.tangent}" for row in rows)), layers))
     return 0
+
+
+def _bench_sample(args: argparse.Namespace) -> int:
+    from sctrain.bench import sampling
+
+    settings = sampling.SampleSettings(
+        tuple(args.evaluations), tuple(args.steps), args.samples, args.seed, args.ema, args.guidance
+    )
+    if settings.samples < 2:
+        raise UserError("--samples must be at least 2: a distance compares spreads")
+    if args.plot is not None and args.plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--plot {args.plot} has no ending of a drawing; write for example {args.plot}.png")
+    subjects = sampling.subjects(args.runs, settings)
+    for subject in subjects:
+        ema_width(subject.config, args.ema)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    rows = sampling.measure(subjects, settings, _device())
+    if args.plot is not None:
+        sampling.plot(rows, args.plot)
+        say(f"drawn: {args.plot}")
+    print(json.dumps([vars(row) for row in rows]) if args.json else _sample_table(rows, settings))
+    return 0
+
+
+def _sample_table(rows: Sequence[Any], settings: Any) -> str:
+    head = ("run", "objective", "sampler", "steps", "evaluations", "Frechet distance", "ms per image")
+    lines = [
+        (
+            row.run,
+            row.objective,
+            str(TITLES.get(row.sampler, row.sampler)),
+            str(row.steps),
+            str(row.nfe),
+            figure(row.fd),
+            figure(1000 * row.seconds_per_image),
+        )
+        for row in rows
+    ]
+    broken = sum(row.broken for row in rows)
+    notes = f"\n{broken} images are not finite, and were scored as gray." if broken else ""
+    return f"{settings.samples} images of seed {settings.seed} per row, on {_device()}.\n{table(head, lines)}{notes}"
 
 
 def _device() -> torch.device:

@@ -1,7 +1,7 @@
 """What no single key can know: contradictions between keys, refused before anything starts."""
 
 from sctrain.config.deepspeed import refuse_contradictions
-from sctrain.config.objectives import DISTILLED, SimplifiedConsistency
+from sctrain.config.objectives import DISTILLED, Method, SimplifiedConsistency
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 
@@ -12,6 +12,23 @@ def check(config: RunConfig) -> None:
     _check_counts(config)
     refuse_contradictions(config.deepspeed)
     _check_compute(config)
+    _check_guidance(config)
+
+
+def guidance_mistake(method: Method, scale: float) -> str | None:
+    """Why a run of this method cannot be drawn from at this scale of guidance, to follow its name; None if it can."""
+    if not scale >= 0:
+        return f"cannot be guided at {scale:g}; 1 is no guidance, more follows the class more"
+    scales = method.guided_scales
+    if scales is not None:
+        known = f"{scales.low:g} to {scales.high:g}"
+        fits = scales.low <= scale <= scales.high
+        return None if fits else f"learns guidance at scales from {known}, not {scale:g}; choose one of those"
+    if scale == 1:
+        return None
+    if method.samples_as != "diffusion":
+        return "was distilled without 'objective.guidance', so it draws at guidance 1 alone"
+    return None if method.label_dropout else "was trained without label dropout, so it draws at guidance 1 alone"
 
 
 def _check_teacher(config: RunConfig) -> None:
@@ -53,3 +70,10 @@ def _check_compute(config: RunConfig) -> None:
             "'compute.compile' cannot follow weights that ZeRO-3 gathers and frees: remove it, or set "
             "'deepspeed.zero_optimization.stage' to 0 where the network fits on every rank"
         )
+
+
+def _check_guidance(config: RunConfig) -> None:
+    scale = config.evaluation.guidance
+    mistake = None if scale is None else guidance_mistake(config.objective, scale)
+    if mistake is not None:
+        raise UserError(f"'evaluation.guidance' does not fit: a run of this objective {mistake}")

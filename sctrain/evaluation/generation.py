@@ -1,4 +1,4 @@
-"""Images from a published snapshot: which samplers a run is scored with, and drawing from them.
+"""Images from a published snapshot.
 
 Image number i of a seed has the same noise and the label i % num_classes in every run, so images of teacher and
 students can be laid side by side and compared element by element.
@@ -8,7 +8,6 @@ import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save
@@ -17,23 +16,12 @@ from torch import Tensor, nn
 from data_pipeline.description import DatasetDescription, read_description
 from sctrain.building import model_space, parameterization, trained_network
 from sctrain.config.schema import RunConfig, WeightsFrom
-from sctrain.errors import UserError
+from sctrain.evaluation.method import Method, guidance_scale, times_of
 from sctrain.files import write_bytes
 from sctrain.guidance import guided
 from sctrain.processes import ModelSpace
-from sctrain.sampling import consistency_sample, initial_noise, ode_sample, step_times
+from sctrain.sampling import consistency_sample, initial_noise, jump_sample, ode_sample
 from sctrain.snapshots import newest_images, snapshot_config
-
-
-class Method(NamedTuple):
-    """A sampler and its number of steps."""
-
-    sampler: Literal["consistency", "heun", "euler"]
-    steps: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.sampler}-{self.steps}"
 
 
 @dataclass(frozen=True)
@@ -43,13 +31,6 @@ class Drawn:
     x: Tensor
     nfe: int
     seconds: float
-
-
-def methods(config: RunConfig) -> list[Method]:
-    """Both ODE solvers for a diffusion model, the configured steps for a consistency model."""
-    if config.objective.samples_as == "diffusion":
-        return [Method("heun", config.evaluation.ode_steps), Method("euler", config.evaluation.ode_steps)]
-    return [Method("consistency", steps) for steps in config.evaluation.steps]
 
 
 def labels_of(indices: Tensor, num_classes: int) -> Tensor:
@@ -74,13 +55,10 @@ class Generator:
         None is the scale of guidance that the run is evaluated with.
         """
         config = snapshot_config(run, images)
+        scale = guidance_scale(run, config, guidance)
         about = read_description(config.data.url)
         network = trained_network(config, about, WeightsFrom(run=run, images=images, ema=ema))
-        guidance = config.evaluation.guidance if guidance is None else guidance
-        method = config.objective
-        if guidance != 1 and method.samples_as != "diffusion" and method.guided_scales is None:
-            raise UserError(f"{run} was distilled without 'objective.guidance', so it draws at guidance 1 alone")
-        return Generator(network.to(device).eval(), config, about, device, guidance)
+        return Generator(network.to(device).eval(), config, about, device, scale)
 
     @property
     def space(self) -> ModelSpace:
@@ -103,17 +81,24 @@ class Generator:
         labels = labels_of(indices, len(about.classes)) if label is None else torch.full_like(indices, label)
         labels = labels.to(self.device)
         if method.sampler == "consistency":
-            times = step_times(method.steps, self.config.evaluation.middle_time)
-            return consistency_sample(self._at_scale, noise, labels, sigma_data, times, seed, indices)
-        return ode_sample(self._at_scale, noise, labels, sigma_data, method.steps, method.sampler)
+            at = (sigma_data, times_of(self.config, method), seed, indices)
+            return consistency_sample(self._at_scale, noise, (labels,), *at, self.config.objective.anchor)
+        if method.sampler == "jumps":
+            at = (sigma_data, times_of(self.config, method), seed, indices, method.gamma)
+            told = self.config.objective.told_the_end
+            return jump_sample(self._at_scale, noise, (labels,), *at, told_the_end=told)
+        return ode_sample(self._at_scale, noise, (labels,), sigma_data, method.steps, method.sampler)
 
-    def _at_scale(self, u: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _at_scale(
+        self, u: Tensor, t: Tensor, labels: Tensor, guidance: Tensor | None = None, end: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """F at this generator's guidance: guided students are told, diffusion models evaluated twice."""
+        assert guidance is None, "the generator's own"
         network, scale = parameterization(self.config).of(self.network), torch.full_like(t, self.guidance)
         if self.config.objective.guided_scales is not None:
-            return network(u, t, labels, scale)
+            return network(u, t, labels, scale, end)
         if self.guidance == 1:
-            return network(u, t, labels)
+            return network(u, t, labels, None, end)
         return guided(network, u, t, labels, scale, len(self.about.classes)), torch.zeros_like(t)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
-from sctrain.evaluation.generation import Method
+from sctrain.evaluation.method import ODE_SOLVERS, Method
 from sctrain.evaluation.publishing import PICTURES, SCALARS
 from sctrain.evaluation.reference import FIGURES
 from sctrain.evaluation.scoring import REAL
@@ -51,9 +51,7 @@ class Score:
     @property
     def title(self) -> str:
         name = TITLES.get(self.role, self.role)
-        if self.method.sampler != "consistency":
-            return f"{name}, {self.method.sampler.capitalize()} ODE"
-        return f"{name}, {self.method.steps} step{'s' * (self.method.steps > 1)}"
+        return f"{name}, {self.method.title}"
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,9 @@ class Result:
         ema = min({line["ema"] for line in lines}, key=lambda ema: fmean(_values(lines, "fd", ema=ema)))
         methods = dict.fromkeys(Method(line["sampler"], line["steps"]) for line in lines)
         scores = [_score(self.role, method, ema, lines) for method in methods]
-        if scores[0].method.sampler == "consistency":
-            return scores
-        return [min(scores, key=lambda score: score.figures["fd"].mean)]
+        if scores[0].method.sampler in ODE_SOLVERS:
+            return [min(scores, key=lambda score: score.figures["fd"].mean)]
+        return scores
 
     @cached_property
     def pictures(self) -> dict[str, Tensor]:
@@ -135,7 +133,7 @@ def _score(role: str, method: Method, ema: float, lines: list[dict[str, Any]]) -
     where = {"ema": ema, "sampler": method.sampler, "steps": method.steps}
     found = {name: _values(lines, name, **where) for name in SCALARS}
     figures = {name: Figure.of(values) for name, values in found.items() if values}
-    suffix = f"{role}_{method.steps}step" if method.sampler == "consistency" else role
+    suffix = role if method.sampler in ODE_SOLVERS else f"{role}_{method.steps}step"
     return Score(role, suffix, method, ema, int(_values(lines, "nfe", **where)[0]), figures)
 
 

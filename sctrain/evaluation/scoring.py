@@ -11,8 +11,9 @@ from torch import Tensor
 from data_pipeline.dataset import ShardedDataset, open_dataset
 from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.evaluation.extractor import Extractor, load_extractor
-from sctrain.evaluation.generation import Drawn, Generator, Method, labels_of, methods, teacher_solutions
+from sctrain.evaluation.generation import Drawn, Generator, labels_of, teacher_solutions
 from sctrain.evaluation.images import in_memory
+from sctrain.evaluation.method import Method, methods
 from sctrain.evaluation.metrics import mean_squared_distance
 from sctrain.evaluation.reference import Reference, load_reference
 from sctrain.reporting.console import say
@@ -63,7 +64,7 @@ def evaluate_snapshot(
     for ema in config.evaluation.ema:
         generator = Generator.of(run, images, ema, device)
         for seed in config.evaluation.seeds:
-            for method in methods(config):
+            for method in methods(config, images):
                 drawn = generator.draw(method, seed, config.evaluation.samples)
                 pixels = _pixels(generator, drawn, images, method)
                 chosen = grid_indices(len(pixels), judge.num_classes)

@@ -22,6 +22,17 @@ from sctrain.processes import T_MAX, diffuse, jump, per_sample
 from sctrain.randomness import SampleGenerator
 
 
+def stage_at(progress: Progress, first_steps: int, last_steps: int) -> int:
+    """How often the student has become its own teacher: the stages are equal parts of the budget."""
+    stages = (first_steps // last_steps).bit_length()
+    return min(int(progress.done * stages + 1e-9), stages - 1)
+
+
+def steps_at(progress: Progress, first_steps: int, last_steps: int) -> int:
+    """N."""
+    return first_steps >> stage_at(progress, first_steps, last_steps)
+
+
 @dataclass(frozen=True)
 class ProgressiveDistillation(Data):
     """N halves from `first_steps` to `last_steps` in equal parts of the budget."""
@@ -33,12 +44,11 @@ class ProgressiveDistillation(Data):
 
     def stage(self, progress: Progress) -> int:
         """How often the student has become its own teacher."""
-        stages = (self.first_steps // self.last_steps).bit_length()
-        return min(int(progress.done * stages + 1e-9), stages - 1)
+        return stage_at(progress, self.first_steps, self.last_steps)
 
     def steps(self, progress: Progress) -> int:
         """N."""
-        return self.first_steps >> self.stage(progress)
+        return steps_at(progress, self.first_steps, self.last_steps)
 
     def draw(self, generator: SampleGenerator, batch: Batch, progress: Progress) -> Draws:
         """t = T_MAX i / N, i ~ U{1 .. N}, and t'' = T_MAX (i - 1) / N: even in the angle, PD's cosine schedule."""

@@ -1,0 +1,174 @@
+"""How a run is drawn from: the samplers that fit what it was trained for, and what a user may choose among them."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from sctrain.config import objectives
+from sctrain.config.checks import guidance_mistake
+from sctrain.config.schema import RunConfig
+from sctrain.errors import UserError
+from sctrain.objectives.base import Progress
+from sctrain.objectives.levels import ddim_times
+from sctrain.objectives.progressive import steps_at
+from sctrain.processes import T_MAX
+from sctrain.sampling import even_times, lcm_times, step_times
+
+Sampler = Literal["consistency", "jumps", "heun", "euler", "dpm"]
+ODE_SOLVERS: tuple[Sampler, ...] = ("heun", "euler", "dpm")
+TITLES = {"heun": "Heun", "euler": "Euler", "dpm": "DPM-Solver++(2M)"}
+
+
+class Method(NamedTuple):
+    """A sampler and its number of steps; a student's times after the first one, where they are not the run's."""
+
+    sampler: Sampler
+    steps: int
+    times: tuple[float, ...] | None = None
+    gamma: float = 0.0  # of CTM: 0 is deterministic, 1 multistep sampling
+
+    @property
+    def name(self) -> str:
+        return f"{self.sampler}-{self.steps}"
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        if self.sampler in ODE_SOLVERS:
+            return f"{TITLES[self.sampler]} ODE"
+        return f"{self.steps} {'jump' if self.sampler == 'jumps' else 'step'}{'s' * (self.steps > 1)}"
+
+
+def samplers(config: RunConfig) -> tuple[Sampler, ...]:
+    """Those that fit what the run was trained for; the first is the default."""
+    method = config.objective
+    if method.samples_as == "diffusion":
+        return ODE_SOLVERS
+    return ("jumps",) if method.samples_as == "jumps" or method.told_the_end else ("consistency",)
+
+
+def only_steps(config: RunConfig, images: int | None = None) -> int | None:
+    """The one number of steps that a student of fixed jumps has learnt; None where any number will do.
+
+    Progressive distillation halves it on the way: `images` is where the snapshot was taken, None the end of training.
+    """
+    method = config.objective
+    if isinstance(method, objectives.ProgressiveDistillation):
+        trained = config.budget_images if images is None else images  # the last image that it has seen decides
+        return steps_at(Progress(max(trained - 1, 0), config.budget_images), method.first_steps, method.last_steps)
+    if isinstance(method, objectives.ContinuousObjective) and method.told_the_end:
+        return method.segments
+    return None
+
+
+def methods(config: RunConfig, images: int | None = None) -> list[Method]:
+    """What a snapshot is scored with: Heun and Euler for a diffusion model, the configured steps for a student."""
+    if samplers(config) == ODE_SOLVERS:
+        return [Method("heun", config.evaluation.ode_steps), Method("euler", config.evaluation.ode_steps)]
+    return student_methods(config, config.evaluation.steps, images)
+
+
+def student_methods(config: RunConfig, steps: Sequence[int], images: int | None = None) -> list[Method]:
+    """The numbers of steps among `steps` that the student can draw in; if it has learnt one alone, that one."""
+    (sampler,) = samplers(config)
+    fixed, most = only_steps(config, images), most_steps(config)
+    if fixed is not None:
+        return [Method(sampler, fixed)]
+    return [Method(sampler, count) for count in dict.fromkeys(min(count, most or count) for count in steps)]
+
+
+def most_steps(config: RunConfig) -> int | None:
+    """LCM has no more steps than it was trained at."""
+    return config.objective.ddim_steps if isinstance(config.objective, objectives.LatentConsistency) else None
+
+
+def start_time(config: RunConfig) -> float:
+    """Where a student's trajectories start: at the end of the process that it was trained on."""
+    method = config.objective
+    if isinstance(method, objectives.LatentConsistency):
+        return ddim_times(method.ddim_steps)[-1].item()
+    sigma_max = getattr(method, "sigma_max", math.inf)
+    return min(T_MAX, math.atan(sigma_max / config.sigma_data))
+
+
+def anchor_time(config: RunConfig) -> float:
+    """Where the consistency function is the identity."""
+    return math.atan(config.objective.anchor / config.sigma_data)
+
+
+def times_of(config: RunConfig, method: Method) -> list[float]:
+    """The times of a student's steps, descending; those of jumps end with 0."""
+    end = [0.0] if method.sampler == "jumps" else []
+    if method.times is not None:
+        return [start_time(config), *method.times, *end]
+    if only_steps(config) is not None:
+        return even_times(method.steps)
+    if isinstance(config.objective, objectives.LatentConsistency):
+        return lcm_times(config.objective.ddim_steps, method.steps)
+    middle = config.evaluation.middle_time
+    return [*step_times(method.steps, middle, start_time(config), anchor_time(config)), *end]
+
+
+def guidance_scale(run: object, config: RunConfig, asked: float | None) -> float:
+    """The scale to draw at; None asks for the run's own. UserError if its network has not learnt it."""
+    method, scales = config.objective, config.objective.guided_scales
+    if asked is None:
+        asked = config.evaluation.guidance
+    if asked is None:
+        return 1.0 if scales is None or scales.low <= 1 <= scales.high else scales.low
+    mistake = guidance_mistake(method, asked)
+    if mistake is not None:
+        raise UserError(f"{run} {mistake}")
+    return asked
+
+
+def chosen(
+    run: object,
+    config: RunConfig,
+    images: int,
+    *,
+    sampler: str | None = None,
+    steps: int | None = None,
+    times: Sequence[float] | None = None,
+    gamma: float | None = None,
+) -> Method:
+    """What a user asks of the snapshot of `run` at `images`. UserError, which names the flag, for what does not fit."""
+    fitting = samplers(config)
+    found: Sampler | None = next((name for name in fitting if sampler in (None, name)), None)
+    trained = f"{run} was trained by '{config.objective.name}'"
+    if found is None:
+        raise UserError(f"{trained}, which --sampler {sampler} does not fit; choose {' or '.join(fitting)}")
+    if steps is not None and steps < 1:
+        raise UserError("--steps must be at least 1")
+    count = _steps(trained, config, images, steps, times)
+    if gamma is not None and not isinstance(config.objective, objectives.TrajectoryObjective):
+        raise UserError(f"{trained}, and --gamma is for 'ctm'; remove it")
+    if gamma is not None and not 0 <= gamma <= 1:
+        raise UserError(f"--gamma {gamma:g} is not between 0, deterministic, and 1, all noise anew")
+    if times is not None:
+        _check_times(trained, config, times)
+    return Method(found, count, None if times is None else tuple(times), gamma or 0.0)
+
+
+def _steps(trained: str, config: RunConfig, images: int, steps: int | None, times: Sequence[float] | None) -> int:
+    """The number of steps that --steps and --times come to."""
+    if times is not None and steps not in (None, len(times) + 1):
+        raise UserError(f"--times gives {len(times)} times after the first, which are not the --steps {steps}")
+    asked = steps if times is None else len(times) + 1
+    if config.objective.samples_as == "diffusion":
+        return asked or config.evaluation.ode_steps
+    fixed, most = only_steps(config, images), most_steps(config)
+    if fixed is not None and asked not in (None, fixed):
+        raise UserError(f"{trained} to jump over {fixed} even parts, so it draws in --steps {fixed} alone")
+    if most is not None and asked is not None and asked > most:
+        raise UserError(f"{trained} at {most} times, so it draws in --steps {most} at most")
+    return fixed or asked or 1
+
+
+def _check_times(trained: str, config: RunConfig, times: Sequence[float]) -> None:
+    if config.objective.samples_as == "diffusion" or only_steps(config) is not None:
+        raise UserError(f"{trained}, whose times are given by --steps; remove --times")
+    start, end = start_time(config), anchor_time(config)
+    around = [start, *times, end]
+    if not all(before > after for before, after in zip(around, around[1:], strict=False)):  # nan compares as False
+        raise UserError(f"--times must descend from below {start:.4f}, the first, to above {end:.4g}, in radians")

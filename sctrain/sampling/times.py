@@ -1,0 +1,35 @@
+"""At which times (radians) a sampler evaluates the network."""
+
+import math
+
+from sctrain.objectives.levels import Grid, ddim_times
+from sctrain.processes import T_MAX
+
+
+def step_times(steps: int, middle_time: float = 1.1, start: float = T_MAX, end: float = 0.0) -> list[float]:
+    """Times of a `steps`-step consistency sampler, descending from `start`.
+
+    One: `start`. Two: `start` and `middle_time` (sCM appendix G). More: the rest divides [`end`, `middle_time`] evenly.
+    A middle that lies before the start, of a process that ends early, keeps its share of the way.
+    """
+    middle = middle_time if middle_time < start else middle_time * start / (math.pi / 2)
+    return [start, *(middle + (end - middle) * i / (steps - 1) for i in range(steps - 1))]
+
+
+def karras_times(steps: int, sigma_data: float, sigma_min: float = 0.002, rho: float = 7.0) -> list[float]:
+    """`steps` + 1 times from T_MAX to 0: EDM's noise levels (Karras et al. 2022, eq. 5), t = arctan(sigma/sigma_d)."""
+    sigma_max = sigma_data * math.tan(T_MAX)
+    sigmas = Grid(sigma_min, sigma_max, rho).levels(steps).flip(0).tolist() if steps > 1 else [sigma_max]
+    return [*(math.atan(sigma / sigma_data) for sigma in sigmas), 0.0]
+
+
+def even_times(steps: int) -> list[float]:
+    """T_MAX i / N from i = N to 0: the ends of the jumps of progressive distillation and of multistep sCD."""
+    return [T_MAX * i / steps for i in range(steps, -1, -1)]
+
+
+def lcm_times(ddim_steps: int, steps: int) -> list[float]:
+    """`steps` of the `ddim_steps` times that LCM trains at, taken evenly from the last one down."""
+    assert 1 <= steps <= ddim_steps
+    times = ddim_times(ddim_steps).tolist()  # of which the first is where the process begins
+    return [times[ddim_steps - i * ddim_steps // steps] for i in range(steps)]
