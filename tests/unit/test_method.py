@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,7 +14,16 @@ from sctrain.config.checks import check
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.evaluation.generation import Generator
-from sctrain.evaluation.method import Method, chosen, guidance_scale, methods, only_steps, start_time, times_of
+from sctrain.evaluation.method import (
+    Method,
+    Sampler,
+    chosen,
+    guidance_scale,
+    methods,
+    only_steps,
+    start_time,
+    times_of,
+)
 from sctrain.evaluation.results import Result
 from sctrain.evaluation.worker import evaluate
 from sctrain.processes import T_MAX
@@ -245,3 +254,7 @@ def test_times_are_searched_by_the_runs_own_distance(runs: Path, capsys):
         assert cli.main(["times", str(runs / run)]) == 2
         assert sentence in capsys.readouterr().err
     assert cli.main([*asked, "--steps", "1"]) == 2 and "at least 2" in capsys.readouterr().err
+
+
+def test_names_of_the_command_line_are_those_of_the_samplers():
+    assert get_args(Sampler) == cli._SAMPLERS
