@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
 from data_pipeline.description import read_description
@@ -120,9 +121,10 @@ def plot(rows: Sequence[SampleRow], file: Path) -> None:
         style = "--" if line[0].sampler in ODE_SOLVERS else "-"
         axes.plot([row.nfe for row in line], [row.fd for row in line], style, marker="o", label=title)
     axes.set(xscale="log", yscale="log", xlabel="network evaluations per image", ylabel="Frechet distance")
-    ticks = sorted({row.nfe for row in rows})
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.minorticks_off()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
