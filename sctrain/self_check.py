@@ -28,14 +28,16 @@ class Arguments:
 
     primals: Sequence[Tensor]
     direction: Sequence[Tensor]
-    conditions: Sequence[Tensor]
+    conditions: Sequence[Tensor | None]
 
-    def shifted(self, step: float) -> tuple[Tensor, ...]:
+    def shifted(self, step: float) -> tuple[Tensor | None, ...]:
         moved = (x + step * t_x for x, t_x in zip(self.primals, self.direction, strict=True))
         return *moved, *self.conditions
 
     def first(self, samples: int) -> Arguments:
-        return Arguments(*([x[:samples] for x in xs] for xs in (self.primals, self.direction, self.conditions)))
+        conditions = [None if x is None else x[:samples] for x in self.conditions]
+        primals, direction = ([x[:samples] for x in xs] for xs in (self.primals, self.direction))
+        return Arguments(primals, direction, conditions)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ def _differences(network: Callable, module: nn.Module, arguments: Arguments, ste
     for sign in (1, -1):
         values = _Values()
         with _watching(module, values), RandomState(arguments.primals[0].device).replayed():
-            network(*arguments.shifted(sign * step))
+            whole = network(*arguments.shifted(sign * step))[0]
+        values.found[""] = whole  # which is more than the module where its output is transformed
         ends.append(values.found)
     return {name: (ends[0][name] - ends[1].pop(name)) / (2 * step) for name in ends[0]}
 
