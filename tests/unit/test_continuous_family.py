@@ -166,6 +166,14 @@ def test_delta_is_the_exact_difference_quotient(sigma_data, distill):
     torch.testing.assert_close(cold.g, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_a_difference_that_ends_on_the_data_is_finite_where_networks_are_told_log_sigma():
+    network, draws = small_network().float(), some_draws(0.5)
+    draws = Draws(draws.x0.float(), draws.z.float(), draws.t.float(), draws.labels, s=torch.zeros(B))
+    told = Parameterization(0.5, "log_sigma").of(network)
+    loss = twin(False).loss(draws, Networks(told, single_pass))
+    assert not loss.dropped.any() and loss.per_sample.isfinite().all()
+
+
 @pytest.mark.parametrize("r", [1.0, 0.3])
 @pytest.mark.parametrize("distill", [True, False])
 def test_twins_converge_to_the_continuous_tangent_at_first_order(distill, r):
