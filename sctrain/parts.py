@@ -142,8 +142,9 @@ class Parts:
         point = self.objective.trajectory(draws, self.networks)
         arguments = Arguments(point.primals, point.direction, point.conditions)
         with self._in_float32() as exact:
-            networks = (self.networks.student, self._as_F(exact.network))
-            return verify(self.networks.tangent, *networks, exact.module, arguments, self.world)
+            running = self.networks.student
+            wide = running if exact.network is self.student else self._as_F(exact.network)
+            return verify(self.networks.tangent, running, wide, exact.module, arguments, self.world)
 
     def _in_float32(self) -> AbstractContextManager[ExactNetwork]:
         return self.student.in_float32(
