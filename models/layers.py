@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from models.tangent.dual import Dual, rule
+from models.tangent.recorded import recording
 
 _EPS = 1e-6
 
@@ -17,7 +18,14 @@ def pixel_norm(x: Tensor) -> Tensor:
     """x / rms(x) over the last dimension, without parameters: the `pnorm` of sCM section 4.1."""
     if has_torch_function_unary(x):
         return handle_torch_function(pixel_norm, (x,), x)
+    if recording():
+        return _plain_pixel_norm(x)
     return _PixelNorm.apply(x)[0]
+
+
+def _plain_pixel_norm(x: Tensor) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * (wide.square().mean(-1, keepdim=True) + _EPS).rsqrt()).to(x.dtype)
 
 
 class _PixelNorm(torch.autograd.Function):

@@ -18,6 +18,7 @@ from sctrain.processes import per_sample, sigma_of
 # (F, w) of a network at (u, t, labels, ...): (B, C, H, W), (B,), (B,) -> (B, C, H, W), (B,)
 Network = Callable[..., tuple[Tensor, Tensor]]
 NoiseInput = Literal["t", "log_sigma"]
+_LEAST = 1e-37  # a noise level whose logarithm is finite: at the clean image f is the identity, whatever F says
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Parameterization:
 
         def network(u: Tensor, t: Tensor, *conditions: Any) -> tuple[Tensor, Tensor]:
             sigma = sigma_of(t, self.sigma_data)
-            F, log_weight = module(u, t if self.noise_input == "t" else sigma.log() / 4, *conditions)
+            noise = t if self.noise_input == "t" else sigma.clamp_min(_LEAST).log() / 4
+            F, log_weight = module(u, noise, *conditions)
             return self._anchored(F, u, sigma), log_weight
 
         return network

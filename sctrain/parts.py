@@ -12,6 +12,7 @@ from data_pipeline.loader import BatchStream, stream
 from models.attention import chosen_backend
 from models.discriminator import Discriminator
 from models.tangent.engines import tangent_engine
+from models.tangent.recorded import recorded
 from sctrain import building
 from sctrain.config.deepspeed import deepspeed_config, derive_batch
 from sctrain.config.objectives import Adversary as AdversaryConfig
@@ -19,8 +20,8 @@ from sctrain.config.objectives import TrajectoryObjective
 from sctrain.config.schema import OptimizerConfig, RunConfig
 from sctrain.objectives import build_objective
 from sctrain.objectives.base import Adversary, Batch, Draws, Loss, Networks, Progress
-from sctrain.objectives.continuous import ContinuousConsistency
 from sctrain.objectives.drawing import Data
+from sctrain.objectives.flow import AlongTrajectory
 from sctrain.randomness import Purpose, SampleGenerator
 from sctrain.self_check import Arguments, Verdict, verify
 from sctrain.zero.engine import ExactNetwork, FrozenEngine, StudentEngine
@@ -62,6 +63,8 @@ class Parts:
             teacher = building.teacher_parameterization(config).of(engine)
         wide = torch.float32 if config.compute.tangent_precision == "fp32" else None
         tangent = tangent_engine(config.compute.tangent_engine, wide)
+        if config.objective.records_tangents:
+            tangent = recorded
         frozen = teacher, target and self._as_F(target)
         return student, target, Networks(self._as_F(student), tangent, *frozen, mean=self.world.mean)
 
@@ -120,10 +123,12 @@ class Parts:
 
     def has_tangents(self) -> bool:
         """Whether the objective differentiates the student along a direction."""
-        return isinstance(self.objective, ContinuousConsistency)
+        return self.config.objective.has_tangents
 
     def tangent_method(self) -> str:
         """How tangents are computed here, for the log."""
+        if self.config.objective.records_tangents:
+            return "tangents by PyTorch's forward mode in float32, with their graph"
         compute, wide = self.config.compute, self.config.precision == "fp32"
         dtype = torch.float32 if wide or compute.tangent_precision == "fp32" else torch.bfloat16
         head_dim = self.student.module.head_dim
@@ -133,12 +138,13 @@ class Parts:
 
     def verify_tangents(self, draws: Draws) -> Verdict:
         """The engine's tangent against differences, on a few samples of this batch. All ranks take part."""
-        assert isinstance(self.objective, ContinuousConsistency)
+        assert isinstance(self.objective, AlongTrajectory), "the objective and its description agree on tangents"
         point = self.objective.trajectory(draws, self.networks)
-        arguments = Arguments(point.primals, point.direction, draws.conditions)
+        arguments = Arguments(point.primals, point.direction, point.conditions)
         with self._in_float32() as exact:
-            networks = (self.networks.student, self._as_F(exact.network))
-            return verify(self.networks.tangent, *networks, exact.module, arguments, self.world)
+            running = self.networks.student
+            wide = running if exact.network is self.student else self._as_F(exact.network)
+            return verify(self.networks.tangent, running, wide, exact.module, arguments, self.world)
 
     def _in_float32(self) -> AbstractContextManager[ExactNetwork]:
         return self.student.in_float32(

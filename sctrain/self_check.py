@@ -7,6 +7,7 @@ tangent that is zero (fresh gates that let nothing pass) is not verified, whatev
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from sctrain.zero.world import World
 
 STEPS = (3e-2, 1e-2, 3e-3)  # of the differences, in units of the direction; float32 rounds away what is much smaller
 SAMPLES = 2  # per rank
+Call = tuple[str, int]  # a module by name, and how often it was called before in one evaluation of the network
+WHOLE: Call = ("", 0)
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,16 @@ class Arguments:
 
     primals: Sequence[Tensor]
     direction: Sequence[Tensor]
-    conditions: Sequence[Tensor]
+    conditions: Sequence[Tensor | None]
 
-    def shifted(self, step: float) -> tuple[Tensor, ...]:
+    def shifted(self, step: float) -> tuple[Tensor | None, ...]:
         moved = (x + step * t_x for x, t_x in zip(self.primals, self.direction, strict=True))
         return *moved, *self.conditions
 
     def first(self, samples: int) -> Arguments:
-        return Arguments(*([x[:samples] for x in xs] for xs in (self.primals, self.direction, self.conditions)))
+        conditions = [None if x is None else x[:samples] for x in self.conditions]
+        primals, direction = ([x[:samples] for x in xs] for xs in (self.primals, self.direction))
+        return Arguments(primals, direction, conditions)
 
 
 @dataclass(frozen=True)
@@ -84,14 +89,14 @@ def verify(
         traced = _Tangents()
         with _watching(module, traced):
             t_exact = _tangent(engine, exact, arguments)
-        traced.found[""] = t_exact.float()  # of the whole, which engines that carry no Duals give too
-        sums = {name: [t.double().square().sum()] for name, t in traced.found.items()}
+        traced.found[WHOLE] = t_exact.float()  # of the whole, which engines that carry no Duals give too
+        sums = {call: [t.double().square().sum()] for call, t in traced.found.items()}
         lost: set[str] = set()
         for step in STEPS:
             differences = _differences(exact, module, arguments, step)
-            for name, t in traced.found.items():
-                sums[name].append((t - differences[name]).double().square().sum())
-            lost |= {name for name in traced.lost if differences[name].any()}
+            for call, t in traced.found.items():
+                sums[call].append((t - differences[call]).double().square().sum())
+            lost |= {call[0] for call in traced.lost if differences[call].any()}
         coarse: dict[str, float | None] = {}
         if running is not exact:
             t_running = _tangent(engine, running, arguments)
@@ -107,25 +112,26 @@ def _tangent(engine: Callable, network: Callable, arguments: Arguments) -> Tenso
         return engine(network, arguments.primals, arguments.direction, *arguments.conditions)[1]
 
 
-def _differences(network: Callable, module: nn.Module, arguments: Arguments, step: float) -> dict[str, Tensor]:
-    """Central differences of the first output of every module."""
+def _differences(network: Callable, module: nn.Module, arguments: Arguments, step: float) -> dict[Call, Tensor]:
+    """Central differences of the first output of every module, and of the network, which may transform the module's."""
     ends = []
     for sign in (1, -1):
         values = _Values()
         with _watching(module, values), RandomState(arguments.primals[0].device).replayed():
-            network(*arguments.shifted(sign * step))
+            whole = network(*arguments.shifted(sign * step))[0]
+        values.found[WHOLE] = whole
         ends.append(values.found)
-    return {name: (ends[0][name] - ends[1].pop(name)) / (2 * step) for name in ends[0]}
+    return {call: (ends[0][call] - ends[1].pop(call)) / (2 * step) for call in ends[0]}
 
 
-def _by_block(sums: dict[str, list[Tensor]], world: World) -> dict[str, float | None]:
+def _by_block(sums: dict[Call, list[Tensor]], world: World) -> dict[str, float | None]:
     """The largest error of the modules of each block; None if the tangent of any of them is zero.
 
     `sums` are squares by module: of the tangent, then of its difference at each step size.
     """
     totals = world.sum(torch.stack([torch.stack(values) for values in sums.values()])).tolist()
     blocks: dict[str, float | None] = {}
-    for name, (size, *errors) in zip(sums, totals, strict=True):
+    for (name, _), (size, *errors) in zip(sums, totals, strict=True):
         error = (min(errors) / size) ** 0.5 if size else None
         block, known = _block(name), blocks.get(_block(name), 0.0)
         blocks[block] = None if error is None or known is None else max(known, error)
@@ -142,31 +148,35 @@ def _block(name: str) -> str:
 class _Tangents:
     """Tangents of modules that are given one; `lost` are those that return none."""
 
-    found: dict[str, Tensor] = field(default_factory=dict)
-    lost: list[str] = field(default_factory=list)
+    found: dict[Call, Tensor] = field(default_factory=dict)
+    lost: list[Call] = field(default_factory=list)
 
-    def see(self, name: str, inputs: tuple, out: Tensor) -> None:
+    def see(self, call: Call, inputs: tuple, out: Tensor) -> None:
         if isinstance(out, Dual):
-            self.found[name] = out.tangent.float()
+            self.found[call] = out.tangent.float()
         elif any(isinstance(x, Dual) for x in inputs):
-            self.lost.append(name)
+            self.lost.append(call)
 
 
 @dataclass
 class _Values:
-    found: dict[str, Tensor] = field(default_factory=dict)
+    found: dict[Call, Tensor] = field(default_factory=dict)
 
-    def see(self, name: str, inputs: tuple, out: Tensor) -> None:
-        self.found[name] = out
+    def see(self, call: Call, inputs: tuple, out: Tensor) -> None:
+        self.found[call] = out
 
 
 @contextmanager
 def _watching(module: nn.Module, watcher: _Tangents | _Values) -> Iterator[None]:
-    """Show the watcher the first output of every module."""
+    """Show the watcher the first output of every module, each time that it is called."""
+    calls: Counter[str] = Counter()
 
     def hook(name: str) -> Callable:
         def show(_: nn.Module, inputs: tuple, out: Tensor | Sequence[Tensor]) -> None:
-            watcher.see(name, inputs, out if isinstance(out, Tensor) else out[0])
+            watcher.see((name, calls[name]), inputs, out if isinstance(out, Tensor) else out[0])
+            calls[name] += 1
+            if not name:  # the whole module is through: the next evaluation counts from the start
+                calls.clear()
 
         return show
 

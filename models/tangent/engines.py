@@ -3,7 +3,7 @@
     (outputs, t_first) = engine(network, (u, t), (t_u, t_t), *constants)
 
 `network` returns a tuple of tensors. All of them come back with their graph, and the first one's tangent along
-(t_u, t_t), which never has one. All three draw one dropout mask.
+(t_u, t_t), which never has one (recorded.py gives one that has). All three draw one dropout mask.
 """
 
 from __future__ import annotations

@@ -24,7 +24,6 @@ from sctrain import SIBLINGS, package_folder
 from sctrain.commands.train import planned_ranks
 from sctrain.config.deepspeed import derive_batch
 from sctrain.config.loading import load
-from sctrain.config.objectives import ContinuousObjective
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.reporting.console import say
@@ -169,7 +168,7 @@ def _writable(folder: Path) -> bool:
 
 def _tangents(args: argparse.Namespace, config: RunConfig) -> Iterator[Finding]:
     """Of the networks as they would run here, against central differences; see self_check.py."""
-    if not isinstance(config.objective, ContinuousObjective):
+    if not config.objective.has_tangents:
         return
     ranks = planned_ranks(config)
     say(f"verifying tangents on {ranks} rank{'s' * (ranks > 1)}, half a minute or more")

@@ -1,7 +1,7 @@
 """What no single key can know: contradictions between keys, refused before anything starts."""
 
 from sctrain.config.deepspeed import refuse_contradictions
-from sctrain.config.objectives import DISTILLED, Method, SimplifiedConsistency
+from sctrain.config.objectives import DISTILLED, EarlyContinuous, Method, SimplifiedConsistency
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 
@@ -11,6 +11,7 @@ def check(config: RunConfig) -> None:
     _check_teacher(config)
     _check_counts(config)
     refuse_contradictions(config.deepspeed)
+    _check_early(config)
     _check_compute(config)
     _check_guidance(config)
 
@@ -57,6 +58,30 @@ def _check_counts(config: RunConfig) -> None:
             f"'objective.tangent_warmup_images' ({objective.tangent_warmup_images}) exceeds 'budget_images' "
             f"({config.budget_images}); shorten the warm-up or raise the budget"
         )
+
+
+def _check_early(config: RunConfig) -> None:
+    objective, stage = config.objective, config.deepspeed.get("zero_optimization", {}).get("stage")
+    if not isinstance(objective, EarlyContinuous):
+        return
+    if objective.metric.name != "l2":
+        raise UserError(f"the objective '{objective.name}' is there for l2 alone; remove 'objective.metric'")
+    if objective.form == "stop_gradient":
+        return
+    if objective.name == "ct_continuous":
+        raise UserError(
+            "'objective.form' full is for cd_continuous, for without a teacher's velocity its least is another "
+            "function; set it to stop_gradient"
+        )
+    if stage != 0:
+        raise UserError(
+            "'objective.form' full is differentiated through the tangent, whose parameters ZeRO-3 has freed by then: "
+            "set 'deepspeed.zero_optimization.stage' to 0, or the form to stop_gradient"
+        )
+    for key, set_to in (("precision", "fp32"), ("compute.checkpointing", False), ("compute.compile", False)):
+        section, _, name = key.rpartition(".")
+        if getattr(getattr(config, section) if section else config, name) != set_to:
+            raise UserError(f"'objective.form' full needs '{key}' {str(set_to).lower()}; set it so, or stop_gradient")
 
 
 def _check_compute(config: RunConfig) -> None:

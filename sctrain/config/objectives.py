@@ -76,6 +76,16 @@ class Method(Strict):
         """Whether there is a target network."""
         return getattr(self, "target_decay", 0.0) > 0
 
+    @property
+    def has_tangents(self) -> bool:
+        """Whether its network is differentiated along a trajectory; what it starts with is then verified."""
+        return False
+
+    @property
+    def records_tangents(self) -> bool:
+        """Whether its loss is differentiated through those tangents."""
+        return False
+
 
 class Diffusion(Method):
     """One loss under two names with other defaults: the error of the velocity, E[||F - v / sigma_d||^2 / D]."""
@@ -180,6 +190,14 @@ class EarlyContinuous(OnGrid):
     name: Literal["ct_continuous", "cd_continuous"]
     form: Literal["stop_gradient", "full"] = "stop_gradient"
 
+    @property
+    def has_tangents(self) -> bool:
+        return True
+
+    @property
+    def records_tangents(self) -> bool:
+        return self.form == "full"
+
 
 class ImprovedTraining(OnGrid):
     """ICT (Song & Dhariwal 2023)."""
@@ -224,12 +242,16 @@ class ContinuousObjective(SimplifiedConsistency):
     def told_the_end(self) -> bool:
         return self.segments > 1
 
+    @property
+    def has_tangents(self) -> bool:
+        return True
+
 
 class DiscreteTwin(SimplifiedConsistency):
     """The discrete twins of sCM (appendix E), on N levels of EDM's grid."""
 
     name: Literal["sct_discrete", "scd_discrete"]
-    levels: Levels = 1024
+    levels: Annotated[int, Field(ge=2, le=65_536)] = 1024  # closer ones float32 cannot tell apart near sigma_max
     sigma_min: Positive = 0.002
     sigma_max: Positive = 80.0
     rho: Positive = 7.0

@@ -9,10 +9,12 @@ from sctrain.objectives.continuous import ContinuousConsistency
 from sctrain.objectives.diffusion import Diffusion
 from sctrain.objectives.discrete import DiscreteConsistency, EdmWeight, even, inverse_gap
 from sctrain.objectives.drawing import Data
+from sctrain.objectives.early import EarlyContinuous
 from sctrain.objectives.levels import DdimPairs, Grid, LognormalPairs, MappedPairs, UniformPairs, ct_decay
 from sctrain.objectives.metrics import Images, build_metric
 from sctrain.objectives.progressive import ProgressiveDistillation
 from sctrain.objectives.trajectory import ConsistencyTrajectory
+from sctrain.objectives.twins import DiscreteTwin, FromData
 from sctrain.processes import ModelSpace
 
 
@@ -81,13 +83,22 @@ def _lcm(method: config.LatentConsistency, data: Data, images: Images) -> Object
 
 
 def _continuous(method: config.ContinuousObjective, data: Data, _: Images) -> Objective:
-    return ContinuousConsistency(
-        *_with_times(method, data),
-        distill=method.name == "scd",
-        tangent_normalization=method.tangent_normalization,
-        tangent_constant=method.tangent_constant,
-        tangent_warmup_images=method.tangent_warmup_images,
-        guidance=method.guidance and (method.guidance.low, method.guidance.high),
+    return ContinuousConsistency(**_simplified(method, data), segments=method.segments)
+
+
+def _twin(method: config.DiscreteTwin, data: Data, _: Images) -> Objective:
+    grid = FromData(method.sigma_min, method.sigma_max, method.rho)
+    return DiscreteTwin(**_simplified(method, data), grid=grid, levels=method.levels)
+
+
+def _early(method: config.EarlyContinuous, data: Data, _: Images) -> Objective:
+    return EarlyContinuous(
+        data.sigma_data,
+        data.num_classes,
+        method.label_dropout,
+        distill=method.name in config.DISTILLED,
+        grid=_grid(method),
+        full=method.form == "full",
     )
 
 
@@ -121,6 +132,17 @@ def _grid(method: config.OnGrid) -> Grid:
     return Grid(method.sigma_min, method.sigma_max, method.rho)
 
 
+def _simplified(method: config.ContinuousObjective | config.DiscreteTwin, data: Data) -> dict[str, Any]:
+    names = ("sigma_data", "num_classes", "time_mean", "time_std", "label_dropout")
+    tangents = ("tangent_normalization", "tangent_constant", "tangent_warmup_images")
+    return {
+        **dict(zip(names, _with_times(method, data), strict=True)),
+        **{name: getattr(method, name) for name in tangents},
+        "distill": method.name in config.DISTILLED,
+        "guidance": method.guidance and (method.guidance.low, method.guidance.high),
+    }
+
+
 def _with_times(method: Any, data: Data) -> tuple[float, int, float, float, float]:
     return data.sigma_data, data.num_classes, method.times.mean, method.times.std, method.label_dropout
 
@@ -136,4 +158,6 @@ _BUILDERS: dict[type[config.Method], Callable[[Any, Data, Images], Objective]] =
     config.LatentConsistency: _lcm,
     config.ContinuousObjective: _continuous,
     config.TrajectoryObjective: _trajectory,
+    config.DiscreteTwin: _twin,
+    config.EarlyContinuous: _early,
 }

@@ -1,23 +1,29 @@
-"""Continuous-time consistency: sCT from data alone, sCD from a teacher (sCM algorithm 1).
+"""Continuous-time consistency: sCT from data alone, sCD from a teacher (sCM algorithm 1), in one segment or several.
 
 The consistency function f = cos t x_t - sin t sigma_d F must be constant along a trajectory: df/dt = 0. With F- = sg F,
 
     cos t df/dt = -cos^2 t (sigma_d F- - dx/dt) - (cos t sin t x_t + sigma_d cos t sin t dF-/dt)         (sCM eq. 7, 8)
 
 is the tangent g; training moves F along g / (||g|| + c). `r` warms the second, unstable part up.
+
+In M segments with ends 0 = t_0 < ... < t_M the function goes not to 0 but to the lower end t_k of the segment of t,
+which the network is told (multistep consistency, Heek et al. 2024). The formulas hold with delta = t - t_k for t.
 """
 
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sctrain.guidance import guided
 from sctrain.objectives.base import Batch, Draws, Loss, Networks, Progress
 from sctrain.objectives.diffusion import weighted
 from sctrain.objectives.drawing import TrigFlowDraws, l2_norm, mean_square, rms_factor
-from sctrain.processes import diffuse, per_sample, velocity
+from sctrain.objectives.flow import FollowsFlow, Trajectory
+from sctrain.processes import T_MAX, diffuse, per_sample
 from sctrain.randomness import SampleGenerator
 
 
@@ -35,18 +41,18 @@ def normalized(g: Tensor, constant: float, norm: Literal["l2", "rms"]) -> Tensor
     return g / per_sample(l2_norm(g) / scale + constant, g)
 
 
-class Trajectory(NamedTuple):
-    """A point of the trajectory, and the network's inputs there with their tangents cos t sin t d/dt."""
+class Evaluation(NamedTuple):
+    """F and w of the student with their graph; the tangent g, and cos t sin t dF/dt in it, without."""
 
-    x_t: Tensor
-    dx_dt: Tensor
-    primals: tuple[Tensor, Tensor]  # u = x_t / sigma_data, and t
-    direction: tuple[Tensor, Tensor]
+    F: Tensor
+    log_weight: Tensor
+    g: Tensor
+    t_F: Tensor
 
 
 @dataclass(frozen=True)
-class ContinuousConsistency(TrigFlowDraws):
-    """sCT where there is no teacher, sCD where there is one. The tangent's direction is the velocity used for dx/dt."""
+class SimplifiedConsistency(FollowsFlow, TrigFlowDraws, ABC):
+    """What sCM's objectives share: a tangent that is normalised, warmed up and weighted (sCM section 4)."""
 
     distill: bool
     tangent_normalization: Literal["l2", "rms"]
@@ -65,11 +71,14 @@ class ContinuousConsistency(TrigFlowDraws):
         """r rises linearly from 0 to 1 (sCM section 4.1)."""
         return min(1.0, progress.images / self.tangent_warmup_images) if self.tangent_warmup_images else 1.0
 
+    @abstractmethod
+    def evaluate(self, draws: Draws, networks: Networks) -> Evaluation:
+        """The student and its tangent at the draws."""
+
     def loss(self, draws: Draws, networks: Networks) -> Loss:
-        at = self.trajectory(draws, networks)
-        (F, log_weight), t_F = networks.tangent(networks.student, at.primals, at.direction, *draws.conditions)
+        """e^w / D ||F - F- - g / (||g|| + c)||^2 - w (sCM eq. 8)."""
+        F, log_weight, g, t_F = self.evaluate(draws, networks)
         target = F.detach()
-        g = consistency_tangent(at.x_t, at.dx_dt, target, t_F, draws.t, draws.r, self.sigma_data)
         sound = g.isfinite().flatten(1).all(dim=1)  # a tangent that overflowed teaches nothing: its sample is dropped
         step = normalized(g.where(per_sample(sound, g), 0), self.tangent_constant, self.tangent_normalization)
         error = mean_square(F - (target + step))
@@ -80,23 +89,36 @@ class ContinuousConsistency(TrigFlowDraws):
         }
         return Loss(weighted(error, log_weight).where(sound, 0), diagnostics, dropped=~sound)
 
+
+@dataclass(frozen=True)
+class ContinuousConsistency(SimplifiedConsistency):
+    """sCT where there is no teacher, sCD where there is one. The tangent's direction is the velocity used for dx/dt."""
+
+    segments: int = 1
+
+    def times(self, generator: SampleGenerator, progress: Progress) -> tuple[Tensor, Tensor | None]:
+        """t as ever; where there are segments, also the lower end of its own, whose ends are even in [0, T_MAX]."""
+        t, _ = super().times(generator, progress)
+        if self.segments == 1:
+            return t, None
+        index = (t * (self.segments / T_MAX)).floor().clamp(max=self.segments - 1)
+        return t, index * (T_MAX / self.segments)
+
+    def evaluate(self, draws: Draws, networks: Networks) -> Evaluation:
+        at = self.trajectory(draws, networks)
+        (F, log_weight), t_F = networks.tangent(networks.student, at.primals, at.direction, *at.conditions)
+        g = consistency_tangent(at.x_t, at.dx_dt, F.detach(), t_F, self.gap(draws), draws.r, self.sigma_data)
+        return Evaluation(F, log_weight, g, t_F)
+
     def trajectory(self, draws: Draws, networks: Networks) -> Trajectory:
         """Where the student is evaluated, and the direction of its tangent."""
-        x_t, t = diffuse(draws.x0, draws.z, draws.t), draws.t
-        u = x_t / self.sigma_data
-        dx_dt = self.flow_velocity(draws, u, networks)
-        # Rearranged so that no intermediate tangent grows near t = 0 or pi/2: the direction carries cos t sin t.
-        cos_sin = t.cos() * t.sin()
-        return Trajectory(x_t, dx_dt, (u, t), (per_sample(cos_sin, u) * dx_dt / self.sigma_data, cos_sin))
+        x_t = diffuse(draws.x0, draws.z, draws.t)
+        return self.trajectory_at(draws, x_t, networks, self.gap(draws), self.conditions(draws))
 
-    def flow_velocity(self, draws: Draws, u: Tensor, networks: Networks) -> Tensor:
-        """dx_t/dt: the teacher's sigma_d F (sCD), guided or not, or cos t z - sin t x0 of this very sample (sCT)."""
-        if not self.distill:
-            return velocity(draws.x0, draws.z, draws.t)
-        assert networks.teacher is not None, "sCD needs a teacher"
-        with torch.no_grad():
-            if draws.guidance is None:
-                return self.sigma_data * networks.teacher(u, draws.t, draws.labels)[0]
-            return self.sigma_data * guided(
-                networks.teacher, u, draws.t, draws.labels, draws.guidance, self.num_classes
-            )
+    def gap(self, draws: Draws) -> Tensor:
+        """Delta = t - t_k, from the time to where the consistency function goes: (B,)."""
+        return draws.t if draws.s is None else draws.t - draws.s
+
+    def conditions(self, draws: Draws) -> tuple[Any, ...]:
+        """What the student takes after (u, t): where there are segments also the end of its own."""
+        return draws.conditions if draws.s is None else (draws.labels, draws.guidance, draws.s)

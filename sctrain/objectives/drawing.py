@@ -36,12 +36,16 @@ class TrigFlowDraws(Data):
     label_dropout: float
 
     def draw(self, generator: SampleGenerator, batch: Batch, progress: Progress) -> Draws:
-        """tau ~ N(mean, std^2), t = arctan(exp(tau) / sigma_d) (sCM eq. 5), at most T_MAX; z ~ N(0, sigma_d^2 I)."""
-        tau = self.time_mean + self.time_std * generator.normal()
-        t = torch.atan(tau.exp() / self.sigma_data).clamp(max=T_MAX)
+        """Times, z ~ N(0, sigma_d^2 I), and labels of which some are dropped."""
+        t, s = self.times(generator, progress)
         z = self.noise(generator, batch)
         labels = self.labels(generator, batch, self.label_dropout)
-        return Draws(batch.x0, z, t, labels, self.warmup(progress))
+        return Draws(batch.x0, z, t, labels, self.warmup(progress), s=s)
+
+    def times(self, generator: SampleGenerator, progress: Progress) -> tuple[Tensor, Tensor | None]:
+        """tau ~ N(mean, std^2), t = arctan(exp(tau) / sigma_d) (sCM eq. 5), at most T_MAX; and no second time."""
+        tau = self.time_mean + self.time_std * generator.normal()
+        return torch.atan(tau.exp() / self.sigma_data).clamp(max=T_MAX), None
 
     def warmup(self, progress: Progress) -> float:
         """The factor r of the draws; objectives without a warm-up have 1."""

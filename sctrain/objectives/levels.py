@@ -26,8 +26,21 @@ class Grid:
 
     def levels(self, count: int) -> Tensor:
         """sigma_1 = sigma_min < ... < sigma_N = sigma_max: (N,) float64, N >= 2."""
-        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        return torch.linspace(low, high, count, dtype=torch.float64) ** self.rho
+        return torch.linspace(*self._ends, count, dtype=torch.float64) ** self.rho
+
+    def at(self, u: Tensor) -> Tensor:
+        """tau(u), the level at the part u in [0, 1] of the way: the grid of infinitely many levels."""
+        low, high = self._ends
+        return (low + (high - low) * u) ** self.rho
+
+    def slope(self, sigma: Tensor) -> Tensor:
+        """tau'(u) where tau(u) = sigma."""
+        low, high = self._ends
+        return self.rho * (high - low) * sigma ** (1 - 1 / self.rho)
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
 
 
 def ct_levels(done: float, first: int, last: int) -> int:

@@ -25,13 +25,23 @@ def cases(world, *words, without=()):
 
 @pytest.mark.parametrize("stage", ["stage0", "stage1", "stage2", "stage3"])
 def test_losses_tangents_and_gradients_equal_the_unsharded_ones(world, stage):
-    """With and without checkpointing, accumulation and dropout, in every combination; diffusion, sCT and sCD."""
+    """With and without checkpointing, accumulation and dropout, in every combination; all that have tangents."""
     for errors in cases(world, stage, without=("bf16", "finite_difference")):
         assert errors["loss"] < 1e-5 and errors["tangent_norm"] < 2e-5 and errors["gradient"] < 2e-5
 
 
 def test_every_combination_was_there(world):
     assert len(cases(world, "sct", "single_pass", without=("wide", "stage1", "stage2"))) == 32 * len(world)
+
+
+@pytest.mark.parametrize("name", ["segments", "scd_discrete", "cd_continuous"])
+def test_every_method_was_there_in_both_stages(world, name):
+    assert len(cases(world, name, "stage0")) == len(cases(world, name, "stage3")) == len(world)
+
+
+def test_gradients_pass_through_tangents_in_stage_0(world):
+    for errors in cases(world, "cd_full", "recorded", "stage0"):
+        assert errors["loss"] < 1e-5 and errors["gradient"] < 2e-5
 
 
 def test_finite_differences_agree(world):

@@ -294,6 +294,34 @@ def test_contradictions_are_refused_with_the_file(recipe: Path, overrides: list[
     assert sentence in complaint(recipe, *overrides)
 
 
+FULL = ("objective.name=cd_continuous", "objective.form=full", "teacher={run: runs/t, ema: 0.1}")
+REPLICATED = "deepspeed.zero_optimization.stage=0"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["objective.name=ct_continuous", "objective.form=full"], "'objective.form' full is for cd_continuous"),
+        (FULL, "the tangent, whose parameters ZeRO-3 has freed by then: set 'deepspeed.zero_optimization.stage' to 0"),
+        ([*FULL, REPLICATED, "precision=bf16"], "full needs 'precision' fp32"),
+        ([*FULL, REPLICATED, "compute.checkpointing=true"], "full needs 'compute.checkpointing' false"),
+        ([*FULL, REPLICATED, "compute.compile=true"], "full needs 'compute.compile' false"),
+        (["objective.name=ct_continuous", "objective.metric.name=l1"], "'ct_continuous' is there for l2 alone"),
+        (["objective.segments=2"], "'objective.segments' are for scd"),
+        (["objective.name=scd_discrete"], "the objective 'scd_discrete' distils a teacher"),
+        (["objective.name=sct_discrete", "objective.guidance={high: 2}"], "'sct_discrete' has no teacher to guide"),
+    ],
+)
+def test_contradictions_of_the_continuous_family_are_refused(recipe: Path, overrides: list[str], sentence: str):
+    assert sentence in complaint(recipe, *overrides)
+
+
+def test_a_loss_through_its_tangents_passes_where_parameters_stay(recipe: Path):
+    config = load(recipe, [*FULL, REPLICATED])
+    check(config)
+    assert config.objective.records_tangents and config.objective.has_tangents
+
+
 def test_a_sound_distillation_passes(recipe: Path):
     check(load(recipe, ["objective.name=scd", "teacher={run: runs/t, ema: 0.1}"]))
 

@@ -14,6 +14,7 @@ from models.tangent.engines import finite_difference, single_pass, two_pass
 from sctrain.config.schema import GuardConfig
 from sctrain.errors import UserError
 from sctrain.guard import check_tangents
+from sctrain.parameterization import Parameterization
 from sctrain.self_check import Arguments, Verdict, _block, verify
 
 GUARD = GuardConfig()
@@ -24,9 +25,9 @@ class Alone:
         return values.clone()
 
 
-def network(dropout=0.0, fresh=False):
+def network(dropout=0.0, fresh=False, told=Conditioning(10)):  # noqa: B008
     torch.manual_seed(1)
-    made = build_network(DiTOptions(width=32, depth=2, heads=2, dropout=dropout), 1, 8, 8, Conditioning(10))
+    made = build_network(DiTOptions(width=32, depth=2, heads=2, dropout=dropout), 1, 8, 8, told)
     with torch.no_grad():
         for parameter in made.parameters() if not fresh else ():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -50,6 +51,29 @@ def test_right_tangents_pass_with_dropout_on(engine):
     assert 0 < verdict.worst[1] < 2e-3 and not verdict.unverified and not verdict.running
     assert "7 blocks, worst error" in str(verdict)
     check_tangents(verdict, GUARD)
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("engine", [single_pass, two_pass])
+def test_what_a_network_is_told_beside_time_and_class_has_no_tangent(engine, guided):
+    """The embedding of time is called for the other numbers too, and what is not told is None."""
+    module = network(told=Conditioning(10, guided=guided, jumps=True))
+    inputs = arguments()
+    scale = torch.tensor([1.0, 1.5, 2.0]) if guided else None
+    inputs = Arguments(inputs.primals, inputs.direction, (*inputs.conditions, scale, torch.rand(3)))
+    verdict = verify(engine, module, module, module, inputs, Alone())
+    assert len(verdict.blocks) == 7 and 0 < verdict.worst[1] < 2e-3 and not verdict.unverified
+
+
+def test_the_network_is_verified_as_it_is_used():
+    """Its output, anchored at sigma_min, is another function than the module's."""
+    module = network()
+    anchored = Parameterization(0.5, sigma_min=0.05).of(module)
+    verdict = verify(single_pass, anchored, anchored, module, arguments(), Alone())
+    assert len(verdict.blocks) == 7 and 0 < verdict.worst[1] < 2e-3
+    broken = Parameterization(0.5, sigma_min=0.1).of(module)
+    engine = lambda _, *rest: single_pass(broken, *rest)  # noqa: E731
+    assert verify(engine, anchored, anchored, module, arguments(), Alone()).blocks["network"] > 0.02
 
 
 def test_the_random_state_is_left_alone():

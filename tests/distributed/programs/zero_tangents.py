@@ -19,14 +19,20 @@ from models.execution import Execution
 from models.layers import Conditioning
 from models.registry import build_network
 from models.tangent.engines import single_pass, tangent_engine
+from models.tangent.recorded import recorded
 from sctrain.config.schema import OptimizerConfig
 from sctrain.objectives.base import Draws, Networks
 from sctrain.objectives.continuous import ContinuousConsistency
 from sctrain.objectives.diffusion import Diffusion
+from sctrain.objectives.early import EarlyContinuous
+from sctrain.objectives.levels import Grid
+from sctrain.objectives.twins import DiscreteTwin
+from sctrain.parameterization import Parameterization
 from sctrain.zero import engine as zero_engine
 from sctrain.zero.engine import FrozenEngine, StudentEngine
 
 BATCH, RATE, STEPS = 12, 1e-2, 2
+TEACHER = 2  # the seed of its weights
 EPS = 1e-2  # of Adam; a small one turns rounding of tiny gradients into whole steps
 CONSISTENCY = dict(
     sigma_data=0.5,
@@ -38,10 +44,15 @@ CONSISTENCY = dict(
     tangent_constant=0.1,
     tangent_warmup_images=0,
 )
+GRID = Grid(sigma_min=0.02)
 OBJECTIVES = {
     "trigflow": Diffusion(0.5, 10, -1.0, 1.4, 0.0),
     "sct": ContinuousConsistency(distill=False, **CONSISTENCY),
     "scd": ContinuousConsistency(distill=True, **CONSISTENCY),
+    "segments": ContinuousConsistency(distill=True, segments=3, **CONSISTENCY),
+    "scd_discrete": DiscreteTwin(distill=True, **CONSISTENCY),
+    "cd_continuous": EarlyContinuous(0.5, 10, 0.0, distill=True, grid=GRID),
+    "cd_full": EarlyContinuous(0.5, 10, 0.0, distill=True, grid=GRID, full=True),
 }
 
 
@@ -72,6 +83,9 @@ EVERY_COMBINATION = [
 ]
 OTHERS = [
     *(Case(objective=name, stage=stage) for name in ("trigflow", "scd") for stage in (0, 3)),
+    *(Case(objective=name, stage=stage, dropout=0.2) for name in ("segments", "cd_continuous") for stage in (0, 3)),
+    *(Case(objective="scd_discrete", stage=stage, dropout=0.2, accumulation=2) for stage in (0, 3)),
+    Case(objective="cd_full", engine="recorded", stage=0, dropout=0.2, accumulation=2),
     *(Case(objective="scd", engine=engine, dropout=0.2) for engine in ("two_pass", "finite_difference")),
     *(Case(engine=engine, checkpointing=True) for engine in ("two_pass", "finite_difference")),
     *(Case(stage=stage, checkpointing=True, dropout=0.2) for stage in (1, 2)),
@@ -83,22 +97,25 @@ def network(seed: int, case: Case):
     """No gate is zero: a zero tangent would verify nothing."""
     torch.manual_seed(seed)
     options = DiTOptions(width=32, depth=2, heads=2, patch_size=2, dropout=case.dropout)
-    made = build_network(options, 1, 8, 8, Conditioning(10), execution=Execution(checkpointing=case.checkpointing))
+    told = Conditioning(10, jumps=case.objective == "segments" and seed != TEACHER)
+    made = build_network(options, 1, 8, 8, told, execution=Execution(checkpointing=case.checkpointing))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return made
 
 
-def draws(step: int) -> Draws:
+def draws(step: int, case: Case) -> Draws:
     g = torch.Generator().manual_seed(step)
     x0, z = 0.5 * torch.randn(2, BATCH, 1, 8, 8, generator=g)
-    return Draws(x0, z, 0.1 + 1.4 * torch.rand(BATCH, generator=g), torch.randint(0, 11, (BATCH,), generator=g))
+    t, labels = 0.1 + 1.4 * torch.rand(BATCH, generator=g), torch.randint(0, 11, (BATCH,), generator=g)
+    return Draws(x0, z, t, labels, s=0.7 * t if case.objective in ("segments", "scd_discrete") else None)
 
 
 def part(whole: Draws, number: int, count: int) -> Draws:
     cut = slice(number * BATCH // count, (number + 1) * BATCH // count)
-    return Draws(whole.x0[cut], whole.z[cut], whole.t[cut], whole.labels[cut])
+    s = None if whole.s is None else whole.s[cut]
+    return Draws(whole.x0[cut], whole.z[cut], whole.t[cut], whole.labels[cut], s=s)
 
 
 def zero_config(world, case: Case) -> dict:
@@ -142,11 +159,15 @@ def compare(world, case: Case) -> dict[str, float]:
     config = zero_config(world, case)
     make = StudentEngine if case.stage in (0, 3) else BareEngine
     student = make(network(1, case), OptimizerConfig(eps=EPS), config)
-    engine = tangent_engine(case.engine, torch.float32 if case.wide else None)
-    networks, plain = Networks(student, engine), Networks(reference, single_pass)
-    if case.objective == "scd":
-        networks = replace(networks, teacher=FrozenEngine(network(2, case), config, world.device))
-        plain = replace(plain, teacher=network(2, case).requires_grad_(False).eval())
+    as_recorded = case.engine == "recorded"
+    engine = recorded if as_recorded else tangent_engine(case.engine, torch.float32 if case.wide else None)
+    seen = Parameterization(0.5, sigma_min=objective.grid.sigma_min if isinstance(objective, EarlyContinuous) else 0.0)
+    networks, plain = Networks(seen.of(student), engine), Networks(seen.of(reference), single_pass)
+    if as_recorded:
+        plain = replace(plain, tangent=recorded)
+    if getattr(objective, "distill", False):
+        networks = replace(networks, teacher=FrozenEngine(network(TEACHER, case), config, world.device))
+        plain = replace(plain, teacher=network(TEACHER, case).requires_grad_(False).eval())
     adam = torch.optim.Adam(reference.parameters(), lr=RATE, betas=(0.9, 0.99), eps=EPS)
     worst = {"loss": 0.0, "tangent_norm": 0.0, "gradient": 0.0}
     parts = case.accumulation * world.size
@@ -155,12 +176,12 @@ def compare(world, case: Case) -> dict[str, float]:
         expected = []
         for number in range(parts):
             torch.manual_seed(100 + number)
-            expected.append(objective.loss(part(draws(step), number, parts), plain))
+            expected.append(objective.loss(part(draws(step, case), number, parts), plain))
             (expected[-1].per_sample.mean() / parts).backward()
         for micro in range(case.accumulation):
             number = micro * world.size + world.rank
             torch.manual_seed(100 + number)
-            loss = objective.loss(part(draws(step), number, parts), networks)
+            loss = objective.loss(part(draws(step, case), number, parts), networks)
             student.backward(loss.per_sample.mean())
             if micro < case.accumulation - 1:
                 assert student.step(RATE) is None
@@ -190,7 +211,7 @@ def dropped(world) -> dict:
         case = Case(stage=stage)
         student = StudentEngine(network(1, case), OptimizerConfig(), zero_config(world, case))
         networks = Networks(student, single_pass)
-        mine = part(draws(0), world.rank, world.size)
+        mine = part(draws(0, case), world.rank, world.size)
         before = OBJECTIVES["sct"].loss(mine, networks).per_sample.detach()
         norms = []
         for factor, accept in ((float("nan"), True), (1.0, False), (1.0, True)):
