@@ -18,6 +18,7 @@ from sctrain.processes import per_sample, sigma_of
 # (F, w) of a network at (u, t, labels, ...): (B, C, H, W), (B,), (B,) -> (B, C, H, W), (B,)
 Network = Callable[..., tuple[Tensor, Tensor]]
 NoiseInput = Literal["t", "log_sigma"]
+_LEAST_SIGMA = 1e-30
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Parameterization:
 
         def network(u: Tensor, t: Tensor, *conditions: Any) -> tuple[Tensor, Tensor]:
             sigma = sigma_of(t, self.sigma_data)
-            F, log_weight = module(u, t if self.noise_input == "t" else sigma.log() / 4, *conditions)
+            F, log_weight = module(u, t if self.noise_input == "t" else _c_noise(sigma), *conditions)
             return self._anchored(F, u, sigma), log_weight
 
         return network
@@ -53,3 +54,8 @@ class Parameterization:
             return F
         skip = self.sigma_data * e / sigma * (2 * sigma - e) / ((sigma - e) ** 2 + self.sigma_data**2)
         return per_sample(1 - e / sigma, F) * F - per_sample(skip, u) * u
+
+
+def _c_noise(sigma: Tensor) -> Tensor:
+    """EDM's ln(sigma) / 4; finite at sigma = 0, where sin t = 0 takes the output out of f, but not if it is nan."""
+    return sigma.clamp_min(_LEAST_SIGMA).log() / 4

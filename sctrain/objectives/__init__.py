@@ -1,5 +1,6 @@
 """Objectives by name: what the configuration says, as pure tensor mathematics."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from sctrain.objectives.drawing import Data
 from sctrain.objectives.levels import DdimPairs, Grid, LognormalPairs, MappedPairs, UniformPairs, ct_decay
 from sctrain.objectives.metrics import build_metric
 from sctrain.objectives.progressive import ProgressiveDistillation
+from sctrain.processes import T_MAX
 
 
 def build_objective(method: config.Method, data: Data, image_shape: tuple[int, ...]) -> Objective:
@@ -53,7 +55,8 @@ def _ict(method: config.ImprovedTraining, data: Data, shape: tuple[int, ...]) ->
 
 
 def _ect(method: config.EasyTuning, data: Data, shape: tuple[int, ...]) -> Objective:
-    pairs = MappedPairs(method.times.mean, method.times.std, method.stages, method.q, method.k, method.b)
+    times, sigma_max = (method.times.mean, method.times.std), data.sigma_data * math.tan(T_MAX)
+    pairs = MappedPairs(*times, method.stages, method.q, method.k, method.b, sigma_max)
     weight = inverse_gap if method.weighting == "inverse_gap" else EdmWeight(data.sigma_data)
     return _discrete(method, data, shape, pairs, neighbour="noise", weight=weight)
 
