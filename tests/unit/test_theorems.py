@@ -111,7 +111,7 @@ def test_theorem_2_of_cm_2023(name, solver):
 
     def rate(teacher) -> float:
         differences = []
-        for h in (0.02, 0.01):
+        for h in (0.008, 0.004):
             draws, weights = quadrature(0.9, 0.9 - h)
             networks = Networks(student, single_pass, teacher, target)
             cd, ct = (discrete(n, metric(name)).loss(draws, networks).per_sample @ weights for n in (solver, "noise"))
