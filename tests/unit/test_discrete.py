@@ -16,6 +16,7 @@ from sctrain.objectives.continuous import consistency_tangent
 from sctrain.objectives.discrete import DiscreteConsistency, even
 from sctrain.objectives.drawing import Data
 from sctrain.objectives.levels import ect_mapping
+from sctrain.objectives.metrics import build_metric
 from sctrain.processes import diffuse, jump, per_sample, time_of, velocity
 from sctrain.randomness import Purpose, SampleGenerator
 
@@ -256,3 +257,16 @@ def test_a_target_that_overflowed_drops_its_sample():
     assert loss.dropped is not None and loss.dropped.tolist() == [False, False, True, False]
     loss.per_sample.sum().backward()
     assert loss.per_sample[2] == 0 and all(p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["l2", "l1", "pseudo_huber", "huber"])
+@pytest.mark.parametrize("constant", [0.0, None])
+def test_metrics_of_equal_images_are_zero_with_a_finite_gradient(name, constant):
+    """Single pixels are equal often in bf16; without a least constant the root's slope there is nan."""
+    metric = build_metric(config.Distance(name=name, constant=constant), SHAPE)
+    x = torch.randn(4, *SHAPE, requires_grad=True)
+    y = x.detach().clone()
+    y[:2, ..., 0] += 1
+    distance = metric(x, y)
+    (gradient,) = torch.autograd.grad(distance.sum(), x)
+    assert gradient.isfinite().all() and gradient[:2].any() and distance[2:].max() < 1e-9 < 0.1 < distance[:2].min()

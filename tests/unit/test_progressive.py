@@ -1,5 +1,7 @@
 """Progressive distillation in float64: two steps in one, its stages, its weights."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from gaussian import Gaussian
@@ -10,6 +12,7 @@ from sctrain.objectives import build_objective
 from sctrain.objectives.base import Batch, Draws, Networks, Progress
 from sctrain.objectives.drawing import Data
 from sctrain.objectives.progressive import ProgressiveDistillation
+from sctrain.parts import Parts
 from sctrain.processes import T_MAX, denoise, diffuse, jump, per_sample
 from sctrain.randomness import Purpose, SampleGenerator
 
@@ -78,6 +81,15 @@ def test_stages():
     assert [i + 1 for i, keep in enumerate(keeps) if keep == 0] == list(range(100, 1100, 100))
     assert set(keeps) == {0.0, 1.0}
     assert build(first_steps=4, last_steps=4).steps(Progress(999, 1000)) == 4
+
+
+def test_the_teacher_is_replaced_also_where_the_step_at_the_boundary_was_dropped():
+    """Its images count, so N halves; otherwise the next student would learn from the teacher before the last."""
+    keeps: list[float] = []
+    parts = SimpleNamespace(target=SimpleNamespace(update=keeps.append), objective=build())
+    for before, after, applied in ((50, 60, False), (99, 100, False), (149, 150, True)):
+        Parts.update_target(parts, Progress(before, 1100), Progress(after, 1100), applied=applied)  # pyright: ignore
+    assert keeps == [0.0, 1.0]
 
 
 def test_times_divide_the_angle_evenly():
