@@ -23,7 +23,6 @@ from sctrain.processes import T_MAX, denoise
 
 SIGMA_DATA, BATCH, POINTS = 0.5, 256, 256
 FEW, LOOSE = 600, 0.2  # steps of the fast test, and its bound
-MANY = 6000
 MIXTURE = Mixture.example(torch.float32)
 L2 = config.Distance(name="l2")
 
@@ -66,7 +65,8 @@ class Case:
     after: str | None = None
     rate: float = 2e-3
     start: float = T_MAX  # the largest time that it learns
-    scale: float | None = None  # of guidance, for networks that are told it; 1 is none
+    converged: config.Method | None = None  # in place of `method` where there is time
+    many: int = 6000  # steps of that
 
 
 # Losses that are not quadratic, and tangents that are normalised, have medians where the flow has means. In many
@@ -78,25 +78,31 @@ CASES = {
     "trigflow": Case(config.TrigFlowObjective()),
     "pd": Case(config.ProgressiveDistillation(name="pd", first_steps=32), after="trigflow"),
     "cd": Case(config.ConsistencyDistillation(name="cd", levels=40)),
-    "ct": Case(config.ConsistencyTraining(name="ct", first_levels=5, last_levels=40, first_decay=0.5)),
+    # With N = 40 CT stays at 0.077 however long it trains: the bias of finite N. An average that lags hinders it too.
+    "ct": Case(
+        config.ConsistencyTraining(name="ct", first_levels=5, last_levels=40, first_decay=0.5),
+        converged=config.ConsistencyTraining(name="ct", first_levels=10, last_levels=150, first_decay=0.0),
+        many=15_000,
+    ),
     "ict": Case(config.ImprovedTraining(name="ict", metric=config.Distance(name="pseudo_huber", constant=0.3))),
     "ect": Case(config.EasyTuning(name="ect", metric=config.Distance(name="pseudo_huber", constant=0.3))),
-    "lcm": Case(config.LatentConsistency(name="lcm", **LCM), start=LCM_START, scale=1.0),
-    "lcf": Case(config.LatentConsistency(name="lcf", **LCM), after="lcm", start=LCM_START, scale=1.0),
+    "lcm": Case(config.LatentConsistency(name="lcm", **LCM), start=LCM_START),
+    "lcf": Case(config.LatentConsistency(name="lcf", **LCM), after="lcm", start=LCM_START),
     "sct": Case(config.ContinuousObjective(name="sct", tangent_constant=10.0)),
     "scd": Case(config.ContinuousObjective(name="scd")),
 }
 
 
 def train(name: str, steps: int, start: Network | None = None, engine=single_pass, changed=lambda x: x) -> Network:
-    """`changed` mutates the objective."""
+    """The average of the weights; `changed` mutates the objective."""
     case = CASES[name]
+    method = case.converged or case.method if steps > FEW else case.method
     torch.manual_seed(0)
-    objective = changed(build_objective(case.method, Data(SIGMA_DATA, 0), (2, 1, 1)))
+    objective = changed(build_objective(method, Data(SIGMA_DATA, 0), (2, 1, 1)))
     student = (copy.deepcopy(start) if start else Network()).requires_grad_(True)
     average, target = (copy.deepcopy(student).requires_grad_(False) for _ in range(2))
-    as_F = Parameterization(SIGMA_DATA, "t", case.method.anchor).of
-    networks = Networks(as_F(student), engine, MIXTURE.teacher, as_F(target) if case.method.has_target else None)
+    as_F = Parameterization(SIGMA_DATA, "t", method.anchor).of
+    networks = Networks(as_F(student), engine, MIXTURE.teacher, as_F(target) if method.has_target else None)
     adam = torch.optim.Adam(student.parameters(), lr=case.rate, betas=(0.9, 0.99), fused=True)
     generator, labels = Generator(1), torch.zeros(BATCH, dtype=torch.long)
     data = MIXTURE.sample(2**16, generator.torch).split(BATCH)
@@ -108,7 +114,7 @@ def train(name: str, steps: int, start: Network | None = None, engine=single_pas
         adam.param_groups[0]["lr"] = case.rate * min(1, 2 * (1 - now.done))
         adam.step()
         follow(average, student, (step / (step + 1)) ** 12)
-        if case.method.has_target:
+        if method.has_target:
             follow(target, student, objective.target_keep(now, after))
     return average
 
@@ -189,7 +195,7 @@ def test_one_step_map(truth, trained, name):
 @pytest.mark.full
 @pytest.mark.parametrize("name", ONE_STEP)
 def test_one_step_map_converges(truth, trained, name):
-    error = truth.error(name, trained(name, MANY))
+    error = truth.error(name, trained(name, CASES[name].many))
     print(f"{name}: {error:.4f}")
     assert error < 0.05
 
