@@ -57,7 +57,13 @@ class Parts:
             building.load_into(network, weights, source.run, as_a_start=True)
         student, target, teacher = StudentEngine(network, config.optimizer, zero), None, None
         if config.objective.has_target:
-            target = TargetNetwork(student.shards, building.fresh_network(config, data), zero, self.world.device)
+            target = TargetNetwork(
+                student.shards,
+                building.fresh_network(config, data),
+                zero,
+                self.world.device,
+                shares_masks=not config.objective.target_teaches,
+            )
         if config.teacher is not None:
             engine = FrozenEngine(building.teacher_network(config, data), zero, self.world.device)
             teacher = building.teacher_parameterization(config).of(engine)
@@ -89,12 +95,17 @@ class Parts:
             self.adversary.backward(loss.adversary.mean())
             self.adversary.step(self._about_adversary.learning_rate)
 
-    def update_target(self, before: Progress, after: Progress) -> None:
-        """Let the target network follow an applied optimizer step."""
+    def update_target(self, before: Progress, after: Progress, *, applied: bool) -> None:
+        """Let the target network follow an optimizer step.
+
+        After one that was dropped there is nothing to average, but where the target becomes the student it must: that
+        step's images count, and the next stage begins (progressive distillation).
+        """
         if self.target is not None:
             keep = self.objective.target_keep(before, after)
             assert keep is not None, "the objective and its description agree on a target"
-            self.target.update(keep)
+            if applied or keep == 0:
+                self.target.update(keep)
 
     def batches(self, position: int) -> BatchStream:
         """This rank's micro-batches from a position of the endless sequence on."""

@@ -102,7 +102,8 @@ class Trainer:
         )
         if result.applied:
             self.ema.update(before, self.images)
-            self.parts.update_target(progress, Progress(self.images, self.config.budget_images))
+        after = Progress(self.images, self.config.budget_images)
+        self.parts.update_target(progress, after, applied=result.applied)
         self.report(before, rate, result)
         guard.check(self.record, self.config.guard, self.config.run_dir)
         if guard.must_roll_back(self.record, self.config.guard):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -54,6 +55,7 @@ class Method(Strict):
     """What any method is asked."""
 
     samples_as: ClassVar[Literal["diffusion", "consistency", "jumps"]] = "consistency"
+    target_teaches: ClassVar[bool] = False  # the target network is a teacher, whose units never drop out
     label_dropout: Share = 0.0
 
     @property
@@ -117,6 +119,7 @@ class ProgressiveDistillation(Method):
     """Student of N steps learns two DDIM steps of its teacher; N halves in equal parts of the budget (PD section 3)."""
 
     samples_as: ClassVar = "jumps"
+    target_teaches: ClassVar = True
     name: Literal["pd"]
     first_steps: Annotated[int, Field(ge=1)] = 1024
     last_steps: Annotated[int, Field(ge=1)] = 1
@@ -179,6 +182,11 @@ class ConsistencyTraining(OnGrid):
     last_levels: Levels = 150  # s1
     first_decay: Fraction = 0.9  # mu0
 
+    @model_validator(mode="after")
+    def _grows(self) -> ConsistencyTraining:
+        _refuse_fewer(self.first_levels, self.last_levels)
+        return self
+
     @property
     def has_target(self) -> bool:
         return self.first_decay > 0
@@ -208,6 +216,16 @@ class ImprovedTraining(OnGrid):
     times: TimeDistribution = TimeDistribution(mean=-1.1, std=2.0)
     metric: Distance = Distance(name="pseudo_huber")
 
+    @model_validator(mode="after")
+    def _grows(self) -> ImprovedTraining:
+        _refuse_fewer(self.first_levels, self.last_levels)
+        return self
+
+
+def _refuse_fewer(first: int, last: int) -> None:
+    if last < first:
+        raise ValueError(f"last_levels {last} is below first_levels {first}; exchange them")
+
 
 class EasyTuning(Method):
     """ECT (Geng et al. 2024): r(t) = t (1 - (1 + k sigmoid(-b t)) / q^(stage + 1)), at least 0."""
@@ -220,6 +238,12 @@ class EasyTuning(Method):
     b: NotNegative = 1.0
     metric: Distance = Distance(name="pseudo_huber", constant=0.0)
     weighting: Literal["inverse_gap", "edm"] = "inverse_gap"  # 1 / (t - r), or 1 / c_out(t)^2 as on ImageNet
+
+    @model_validator(mode="after")
+    def _resolved(self) -> EasyTuning:
+        if self.stages * math.log2(self.q) > 16:
+            raise ValueError(f"q {self.q} over {self.stages} stages ends with gaps below t / 65536; lower one of them")
+        return self
 
 
 class SimplifiedConsistency(Method):

@@ -56,7 +56,7 @@ def ct_decay(levels: int, first: int, first_decay: float) -> float:
 
 def ict_levels(done: float, first: int, last: int) -> int:
     """N(k) = min(s0 2^floor(k/K'), s1) + 1, K' = K / (log2 floor(s1/s0) + 1) (iCT section 3.4)."""
-    stages = math.floor(math.log2(last // first)) + 1
+    stages = math.log2(last // first) + 1  # not an integer unless s1/s0 is a power of two; s1 is reached all the same
     return min(first * 2 ** math.floor(done * stages + 1e-9), last) + 1
 
 
@@ -123,7 +123,10 @@ class LognormalPairs:
 
 @dataclass(frozen=True)
 class MappedPairs:
-    """ln sigma_t ~ N(mean, std^2) and sigma_s = r(sigma_t) of the present stage (ECT)."""
+    """ln sigma_t ~ N(mean, std^2), at most `sigma_max`, and sigma_s = r(sigma_t) of the present stage (ECT).
+
+    No sampler starts beyond T_MAX, and close to pi/2 float32 angles no longer tell two levels apart.
+    """
 
     mean: float
     std: float
@@ -131,9 +134,10 @@ class MappedPairs:
     q: float
     k: float
     b: float
+    sigma_max: float = math.inf
 
     def draw(self, generator: SampleGenerator, done: float) -> tuple[Tensor, Tensor]:
-        sigma = (self.mean + self.std * generator.normal().double()).exp()
+        sigma = (self.mean + self.std * generator.normal().double()).exp().clamp(max=self.sigma_max)
         return sigma, ect_mapping(sigma, ect_stage(done, self.stages), self.q, self.k, self.b)
 
 

@@ -15,6 +15,8 @@ from sctrain.objectives.perceptual import build_perceptual
 from sctrain.processes import ModelSpace
 
 Metric = Callable[[Tensor, Tensor], Tensor]
+# The root's slope at 0 is infinite where c = 0: the least that keeps the gradient of what is equal finite.
+_LEAST_SQUARE = 1e-24
 
 
 def l2(x: Tensor, y: Tensor) -> Tensor:
@@ -30,13 +32,12 @@ def l1(x: Tensor, y: Tensor) -> Tensor:
 def pseudo_huber(x: Tensor, y: Tensor, c: float) -> Tensor:
     """sqrt(||x - y||^2 + c^2) - c over the whole sample (iCT eq. 8, ECT); c = 0 is the plain norm."""
     square = (x - y).flatten(1).square().sum(dim=1)
-    # The root's slope at 0 is infinite where c = 0: the least that keeps the gradient of equal images finite.
-    return (square + max(c * c, 1e-24)).sqrt() - c
+    return (square + max(c * c, _LEAST_SQUARE)).sqrt() - c
 
 
 def elementwise_huber(x: Tensor, y: Tensor, c: float) -> Tensor:
     """mean(sqrt((x - y)^2 + c^2) - c) over pixels (LCM)."""
-    return (((x - y).flatten(1).square() + c * c).sqrt() - c).mean(dim=1)
+    return (((x - y).flatten(1).square() + max(c * c, _LEAST_SQUARE)).sqrt() - c).mean(dim=1)
 
 
 def ict_constant(shape: tuple[int, ...]) -> float:

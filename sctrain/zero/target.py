@@ -17,14 +17,25 @@ KIND = "target"
 class TargetNetwork:
     """theta- <- keep theta- + (1 - keep) theta, in float32 on the shards; its weights take no gradients.
 
-    It starts as the student. Its module is in training mode, so that it draws the dropout masks that the student drew.
+    It starts as the student.
     """
 
-    def __init__(self, shards: Shards, network: nn.Module, config: dict[str, Any], device: torch.device):
-        """`network` has the student's shape; its weights do not matter. All ranks take part."""
+    def __init__(
+        self,
+        shards: Shards,
+        network: nn.Module,
+        config: dict[str, Any],
+        device: torch.device,
+        *,
+        shares_masks: bool = True,
+    ):
+        """`network` has the student's shape; its weights do not matter. All ranks take part.
+
+        `shares_masks` has it draw the dropout masks that the student drew; else no unit of it drops out.
+        """
         self._shards, self._module = shards, network
         self._engine = FrozenEngine(network, partitioned(config), device)
-        network.train()
+        network.train(shares_masks)
         self._track = {shard.name: shard.master.clone() for shard in shards}
         self.refresh()
 
