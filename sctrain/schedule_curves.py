@@ -14,9 +14,7 @@ from torch import Tensor
 
 from sctrain.config import objectives as methods
 from sctrain.config.schema import RunConfig
-from sctrain.objectives import build_objective
 from sctrain.objectives.base import Progress
-from sctrain.objectives.drawing import Data
 from sctrain.objectives.levels import (
     Grid,
     ct_decay,
@@ -27,6 +25,7 @@ from sctrain.objectives.levels import (
     ict_levels,
     lognormal_cells,
 )
+from sctrain.objectives.progressive import ProgressiveDistillation
 from sctrain.power_ema import gamma_from_width
 from sctrain.processes import T_MAX
 from sctrain.reporting.panels import Curve, Panel, SecondScale
@@ -60,7 +59,8 @@ def level_count(config: RunConfig, done: float) -> int | None:
         case methods.ImprovedTraining(first_levels=first, last_levels=last):
             return ict_levels(done, first, last)
         case methods.ProgressiveDistillation() as method:
-            objective = build_objective(method, Data(config.sigma_data, 1), (1, 1, 1))
+            steps = (method.first_steps, method.last_steps)
+            objective = ProgressiveDistillation(config.sigma_data, 1, 0.0, *steps, method.weighting)
             return objective.steps(Progress(round(done * config.budget_images), config.budget_images))
     return None
 
