@@ -6,16 +6,15 @@ from pathlib import Path
 
 from sctrain.config.loading import RECIPE_FOLDERS, load, locate
 from sctrain.config.schema import RunConfig
+from sctrain.config.yaml_text import read_document
 from sctrain.errors import UserError
 from sctrain.runs import RunFolder
-
-_SHARED = "base"  # files whose names start so hold what recipes share, and are none themselves
 
 
 def recipe_names() -> list[str]:
     """All recipes of the project, as `sctrain train` takes them, sorted."""
     root = next(folder for folder in RECIPE_FOLDERS if folder.is_dir())
-    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.yaml") if _is_recipe(path))
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.yaml") if _own_run_dir(path))
 
 
 def recipe_of(run_dir: Path, wanted_by: str) -> RunConfig:
@@ -25,8 +24,8 @@ def recipe_of(run_dir: Path, wanted_by: str) -> RunConfig:
     """
     folder = locate(Path(wanted_by), Path(), wanted_by).parent
     for path in sorted(folder.glob("*.yaml")):
-        if _is_recipe(path) and (config := load(path)).run_dir == run_dir:
-            return config
+        if _own_run_dir(path) == run_dir:
+            return load(path)
     saved = RunFolder(run_dir).config
     if not saved.is_file():
         raise UserError(
@@ -35,5 +34,7 @@ def recipe_of(run_dir: Path, wanted_by: str) -> RunConfig:
     return load(saved)
 
 
-def _is_recipe(path: Path) -> bool:
-    return not path.name.startswith(_SHARED)
+def _own_run_dir(path: Path) -> Path | None:
+    """The run folder that this very file names; None for those that only hold what recipes share."""
+    named = read_document(path).values.get("run_dir")
+    return Path(named) if isinstance(named, str) else None
