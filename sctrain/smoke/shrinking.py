@@ -59,7 +59,7 @@ def _shrunk_method(method: Any, budget: int) -> Any:
     if warmup := getattr(method, "tangent_warmup_images", 0):
         changes["tangent_warmup_images"] = in_proportion(warmup, budget)
     if lacks_backbone(method):
-        changes["metric"] = method.metric.model_copy(update={"name": "l2"})
+        changes["metric"] = method.metric.model_copy(update={"name": "l2", "weights": None})
     return method.model_copy(update=changes)
 
 
