@@ -270,6 +270,18 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verdict", type=Path, help=argparse.SUPPRESS)
 
 
+def _smoke(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="YAML files or names of recipes (default: all)")
+
+
+def _plot(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    schedules = kinds.add_parser("schedules", help="what changes over a run, and which noise levels it draws")
+    _add_global_flags(schedules)
+    _add_config(schedules)
+    schedules.add_argument("--out", type=Path, default=Path("schedules.png"), help="default: schedules.png")
+
+
 def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="name=RUN", help="teacher=, scd= or sct= and its run folder")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
@@ -290,6 +302,8 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "doctor": ("check this machine, and a run description with its tangents if one is given", _doctor),
     "bench": ("measure what training and sampling cost here", _bench),
     "sweep": ("train one description with several values of its keys, and compare", _sweep),
+    "smoke": ("shrink recipes and run them through train, resume and sample on the CPU", _smoke),
+    "plot": ("draw the schedules of a run description", _plot),
     "report": ("write report.html and figures.json about finished runs", _report),
     "quickstart": ("see the whole system work on real images, without a GPU in ten minutes", _quickstart),
 }

@@ -51,7 +51,10 @@ class SampleGenerator:
         return _stream(self._seed, number, Purpose.BATCH).random()
 
     def _stack(self, draw: Callable) -> Tensor:
-        return torch.from_numpy(np.stack([np.asarray(draw(stream)) for stream in self._streams])).to(self._device)
+        values = [
+            np.asarray(draw(stream), np.float32) for stream in self._streams
+        ]  # of one number numpy makes a double
+        return torch.from_numpy(np.stack(values)).to(self._device)
 
 
 def _stream(seed: int, position: int, purpose: Purpose) -> np.random.Generator:

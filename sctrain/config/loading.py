@@ -20,7 +20,7 @@ from sctrain.config.yaml_text import Document, Key, dump_yaml, merged, parse_val
 from sctrain.errors import UserError
 
 _ROOT = Path(__file__).resolve().parents[2]
-_RECIPES = (_ROOT / "configs", _ROOT / "sctrain" / "_configs")  # in a checkout; in an installed wheel
+RECIPE_FOLDERS = (_ROOT / "configs", _ROOT / "sctrain" / "_configs")  # in a checkout; in an installed wheel
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -29,7 +29,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     A name that does not exist here is looked up among the recipes that come with the project. UserError names the file,
     the line and the key of every mistake.
     """
-    file = _locate(Path(path), Path(), str(path))
+    file = locate(Path(path), Path(), str(path))
     document = _read(file, ())
     for override in overrides:
         document = _merge(document, _parse_override(override))
@@ -82,7 +82,7 @@ def _read(path: Path, including: tuple[Path, ...]) -> Document:
     own = read_document(path)
     document = Document({}, {})
     for name in _bases(own):
-        document = _merge(document, _read(_locate(Path(name), path.parent, own.place(("base",))), chain))
+        document = _merge(document, _read(locate(Path(name), path.parent, own.place(("base",))), chain))
     return _merge(document, own)
 
 
@@ -94,12 +94,13 @@ def _bases(document: Document) -> list[str]:
     return names
 
 
-def _locate(name: Path, folder: Path, wanted_by: str) -> Path:
-    candidates = [folder / name, *(recipes / name for recipes in _RECIPES)]
+def locate(name: Path, folder: Path, wanted_by: str) -> Path:
+    """The file `name` in `folder`, else among the recipes that come with the project; UserError if there is none."""
+    candidates = [folder / name, *(recipes / name for recipes in RECIPE_FOLDERS)]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise UserError(f"{wanted_by}: there is no file '{name}' in {folder.absolute()} nor in {_RECIPES[0]}")
+    raise UserError(f"{wanted_by}: there is no file '{name}' in {folder.absolute()} nor in {RECIPE_FOLDERS[0]}")
 
 
 def _parse_override(override: str) -> Document:

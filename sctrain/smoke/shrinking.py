@@ -1,0 +1,76 @@
+"""A recipe, small enough for seconds on a CPU: the same method, schedules and optimizer on a tiny network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from models.dit import DiTOptions
+from models.registry import NetworkOptions
+from sctrain.config.objectives import Method
+from sctrain.config.schema import BatchConfig, CadenceConfig, DataConfig, OptimizerConfig, RunConfig, WeightsFrom
+
+BATCH = 8
+STEPS = 10  # RAdam adapts from its sixth step on
+BUDGET = BATCH * STEPS
+
+
+def shrunk(config: RunConfig, data: str, runs: Path, sources: dict[str, WeightsFrom]) -> RunConfig:
+    """The recipe on the images at `data`, in a folder below `runs`; `sources` replace its teacher and its start.
+
+    Everything that counts images shrinks in proportion to the budget. What is left out: compilation, and LPIPS where
+    the file with its backbone is not here.
+    """
+    changes: dict[str, Any] = {
+        "run_dir": runs / str(config.run_dir).lstrip("/"),
+        "data": DataConfig(url=data, split="train"),
+        "network": shrunk_network(config.network),
+        "objective": _shrunk_method(config.objective, config.budget_images),
+        **sources,
+        "batch": BatchConfig(global_size=BATCH),
+        "budget_images": BUDGET,
+        "optimizer": _shrunk_optimizer(config.optimizer, config.budget_images),
+        "compute": config.compute.model_copy(update={"compile": False}),
+        # Differences on shaken weights are rough; a wrong tangent is off by the order of 1.
+        "guard": config.guard.model_copy(update={"tangent_error": max(0.1, config.guard.tangent_error)}),
+        "cadence": CadenceConfig(status=BUDGET, snapshot=BUDGET // 2, checkpoint=BUDGET),
+        "evaluation": config.evaluation.model_copy(
+            update={"ema": config.ema.widths[:1], "ode_steps": 2, "ode_teacher": None}
+        ),
+    }
+    return config.model_copy(update=changes)
+
+
+def shrunk_network(options: NetworkOptions) -> NetworkOptions:
+    """A small member of the same family, with the same dropout and embedding of time."""
+    match options:
+        case DiTOptions():
+            return replace(options, width=32, depth=2, heads=2, patch_size=min(options.patch_size, 2))
+
+
+def in_proportion(images: int, budget: int) -> int:
+    """A count of images of a run of `budget`, for the shrunk one; at least 1 unless it is 0."""
+    return min(images, max(1, round(images * BUDGET / budget)))
+
+
+def _shrunk_method(method: Any, budget: int) -> Any:
+    changes: dict[str, Any] = {}
+    if warmup := getattr(method, "tangent_warmup_images", 0):
+        changes["tangent_warmup_images"] = in_proportion(warmup, budget)
+    if lacks_backbone(method):
+        changes["metric"] = method.metric.model_copy(update={"name": "l2", "weights": None})
+    return method.model_copy(update=changes)
+
+
+def lacks_backbone(method: Method) -> bool:
+    """Whether it asks for LPIPS, whose backbone is a file of the user's, and the file is not here."""
+    metric = getattr(method, "metric", None)
+    return metric is not None and metric.name == "lpips" and not Path(metric.weights or "").is_file()
+
+
+def _shrunk_optimizer(optimizer: OptimizerConfig, budget: int) -> OptimizerConfig:
+    counts = ("ramp_images", "reference_images", "cooldown_images")
+    return optimizer.model_copy(
+        update={name: in_proportion(getattr(optimizer, name), budget) for name in counts if getattr(optimizer, name)}
+    )
