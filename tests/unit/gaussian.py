@@ -48,11 +48,6 @@ class Gaussian:
         F = (t4.cos() * x - self.flow_to_data(x, t)) / (t4.sin() * self.sigma_data)
         return F, torch.zeros_like(t)
 
-    def flow(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Where the probability-flow ODE takes x from time t to s."""
-        t4, s4 = per_sample(t, x), per_sample(s, x)
-        return s4.cos() * self.mean + (x - t4.cos() * self.mean) * (self.variance(s4) / self.variance(t4)).sqrt()
-
     def jumper(self, u: Tensor, t: Tensor, labels: Tensor, guidance: None, end: Tensor) -> tuple[Tensor, Tensor]:
         """F whose jump to `end` is the flow; the teacher's where that is t."""
         x, gap = self.sigma_data * u, per_sample(t - end, u)
