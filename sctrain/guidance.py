@@ -20,4 +20,5 @@ def guided(
     without = torch.full_like(labels, no_label)
     both, _ = network(torch.cat([u, u]), torch.cat([t, t]), torch.cat([labels, without]))
     F, F_none = both.chunk(2)
-    return torch.lerp(F_none, F, per_sample(scale, F))
+    wide = torch.promote_types(F.dtype, scale.dtype)  # not every PyTorch lets the weight have another dtype
+    return torch.lerp(F_none.to(wide), F.to(wide), per_sample(scale, F).to(wide)).to(F.dtype)
