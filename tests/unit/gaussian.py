@@ -32,6 +32,11 @@ class Gaussian:
         velocity = -t4.sin() * self.mean + (x - t4.cos() * self.mean) * slope
         return velocity / self.sigma_data, torch.zeros_like(t)
 
+    def flow(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Where the probability-flow ODE takes x from time t to time s."""
+        t4, s4 = per_sample(t, x), per_sample(s, x)
+        return s4.cos() * self.mean + (x - t4.cos() * self.mean) * (self.variance(s4) / self.variance(t4)).sqrt()
+
     def flow_to_data(self, x: Tensor, t: Tensor) -> Tensor:
         """Where the probability-flow ODE takes x at time t: the consistency function."""
         t4 = per_sample(t, x)
