@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sctrain import building
 from sctrain.config.loading import difference, dump
 from sctrain.config.schema import RunConfig
 from sctrain.files import write_text
@@ -51,9 +52,7 @@ class Trial:
         return is_finished(self.run) and bool(self.lines()) and not self._changed()
 
     def _changed(self) -> bool:
-        saved = self.run.saved_config()
-        pinned = {key: saved.get(key) for key in ("teacher", "start_from")}  # with the snapshots that it found
-        return any(not change.startswith(tuple(pinned)) for change in difference(saved, self.config))
+        return bool(difference(self.run.saved_config(), building.pinned(self.config)))
 
     def beside(self, ending: str) -> Path:
         """A file that belongs to the run, next to its folder."""
@@ -73,7 +72,7 @@ def run_all(trials: Sequence[Trial], jobs: int) -> list[str]:
 
     A request to stop is passed on to the runs, which save; the same call goes on.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     done = {trial.title for trial in trials if trial.is_done()}
     waiting = deque(trial for trial in trials if trial.title not in done)
     failed: list[str] = []
@@ -100,6 +99,7 @@ def run_all(trials: Sequence[Trial], jobs: int) -> list[str]:
             job.ask_to_stop()
         for job in running:
             job.wait()
+        signal.signal(signal.SIGTERM, before)
     return failed
 
 

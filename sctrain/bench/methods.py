@@ -129,9 +129,7 @@ def _step(config: RunConfig, dataset: ShardedDataset, batch: Batch) -> Step:
     as_F = building.parameterization(config).of
     teacher = building.fresh_network(config.model_copy(update={"objective": TrigFlowObjective()}), about)
     target = building.fresh_network(config, about).requires_grad_(False) if config.objective.has_target else None
-    networks = Networks(
-        as_F(student), tangent_engine("single_pass"), _without_graph(teacher), target and as_F(_without_graph(target))
-    )
+    networks = Networks(as_F(student), tangent_engine("single_pass"), _without_graph(teacher), target and as_F(target))
     draws = objective.draw(
         SampleGenerator(0, range(len(batch.x0)), Purpose.TRAINING),
         batch,

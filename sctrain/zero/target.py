@@ -44,7 +44,7 @@ class TargetNetwork:
 
     @torch.no_grad()
     def update(self, keep: float) -> None:
-        """Follow an applied optimizer step; `keep` in [0, 1]."""
+        """Follow an optimizer step; `keep` in [0, 1]."""
         if keep == 1:
             return
         torch._foreach_lerp_(list(self._track.values()), [shard.master for shard in self._shards], 1 - keep)

@@ -79,7 +79,7 @@ CASES = {
     "pd": Case(config.ProgressiveDistillation(name="pd", first_steps=32), after="trigflow"),
     "cd": Case(config.ConsistencyDistillation(name="cd", levels=40)),
     # These settings reach 0.077 in 6000 steps; those below 0.047 in 8000 and 0.037 in 15 000. Which of N and mu it is,
-    # was not taken apart.
+    # is open.
     "ct": Case(
         config.ConsistencyTraining(name="ct", first_levels=5, last_levels=40, first_decay=0.5),
         converged=config.ConsistencyTraining(name="ct", first_levels=10, last_levels=150, first_decay=0.0),
