@@ -3,6 +3,7 @@
 Pure functions on tensors of shape (B, C, H, W) with times of shape (B,), and the map between pixels and model space.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,11 @@ def velocity(x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
 def sigma_of(t: Tensor, sigma_data: float) -> Tensor:
     """EDM's noise level sigma = sigma_d tan t (Karras et al. 2022, where x = x_t / cos t)."""
     return sigma_data * t.tan()
+
+
+def sigma_at(time: float, sigma_data: float) -> float:
+    """`sigma_of` one time."""
+    return sigma_data * math.tan(time)
 
 
 def time_of(sigma: Tensor, sigma_data: float) -> Tensor:

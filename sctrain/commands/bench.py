@@ -19,7 +19,7 @@ from sctrain.allocator import keep_freed_memory
 from sctrain.bench import attention
 from sctrain.bench.attention import AttentionRow, AttentionSettings, default_backends
 from sctrain.bench.table import figure, table
-from sctrain.commands.drawing import ema_width
+from sctrain.commands.drawing import device, ema_width, picture_file
 from sctrain.config.schema import RuntimeConfig
 from sctrain.errors import UserError
 from sctrain.evaluation.method import TITLES
@@ -59,7 +59,7 @@ def _bench_step(args: argparse.Namespace) -> int:
         say(f"measuring on {ranks} rank{'s' * (ranks > 1)}, {settings.rounds} rounds: this takes minutes")
         if ranks == 1:
             torch.set_num_threads(len(os.sched_getaffinity(0)))
-            rows += [vars(row) for row in measure(settings, None, _device())]
+            rows += [vars(row) for row in measure(settings, None, device())]
         else:
             code, more = _on_ranks(ranks)
             if code:
@@ -120,13 +120,12 @@ def _step_table(rows: Sequence[dict[str, Any]], settings: Any) -> str:
 
 
 def _bench_attention(args: argparse.Namespace) -> int:
-    device = _device()
-    backends = tuple(args.backends or default_backends(device, args.precision, args.head_dims[0]))
+    backends = tuple(args.backends or default_backends(device(), args.precision, args.head_dims[0]))
     settings = AttentionSettings(
         tuple(args.lengths), tuple(args.head_dims), args.batch, args.heads, args.precision, backends, args.rounds
     )
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    rows = attention.measure(settings, device)
+    rows = attention.measure(settings, device())
     print(json.dumps([vars(row) for row in rows]) if args.json else _attention_table(rows, settings))
     return 0
 
@@ -182,9 +181,9 @@ def _bench_methods(args: argparse.Namespace) -> int:
 def _bench_precision(args: argparse.Namespace) -> int:
     from sctrain.bench import precision
 
+    ema = ema_width(snapshot_config(args.run, newest_images(args.run)), args.ema)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    ema = snapshot_config(args.run, newest_images(args.run)).evaluation.ema[0] if args.ema is None else args.ema
-    rows = precision.measure(args.run, ema, args.rounds, _device())
+    rows = precision.measure(args.run, ema, args.rounds, device())
     if args.json:
         print(json.dumps([vars(row) for row in rows]))
         return 0
@@ -214,13 +213,13 @@ def _bench_sample(args: argparse.Namespace) -> int:
     )
     if settings.samples < 2:
         raise UserError("--samples must be at least 2: a distance compares spreads")
-    if args.plot is not None and args.plot.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--plot {args.plot} has no ending of a drawing; write for example {args.plot}.png")
+    if args.plot is not None:
+        picture_file("--plot", args.plot)
     subjects = sampling.subjects(args.runs, settings)
     for subject in subjects:
         ema_width(subject.config, args.ema)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    rows = sampling.measure(subjects, settings, _device())
+    rows = sampling.measure(subjects, settings, device())
     if args.plot is not None:
         sampling.plot(rows, args.plot)
         say(f"drawn: {args.plot}")
@@ -244,8 +243,4 @@ def _sample_table(rows: Sequence[Any], settings: Any) -> str:
     ]
     broken = sum(row.broken for row in rows)
     notes = f"\n{broken} images are not finite, and were scored as gray." if broken else ""
-    return f"{settings.samples} images of seed {settings.seed} per row, on {_device()}.\n{table(head, lines)}{notes}"
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return f"{settings.samples} images of seed {settings.seed} per row, on {device()}.\n{table(head, lines)}{notes}"

@@ -1,10 +1,16 @@
 """What commands that draw from snapshots share."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.power_ema import MAX_WIDTH
+
+PIXELS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # endings of pictures of images
+CURVES = (".png", ".svg", ".pdf")  # and of drawings
 
 
 def device() -> torch.device:
@@ -17,3 +23,11 @@ def ema_width(config: RunConfig, asked: float | None) -> float:
     if asked is not None and not 0 < asked < MAX_WIDTH:
         raise UserError(f"--ema {asked:g} is not a relative width between 0 and {MAX_WIDTH:.3f}")
     return config.evaluation.ema[0] if asked is None else asked
+
+
+def picture_file(flag: str, path: Path, endings: Sequence[str] = CURVES) -> None:
+    """UserError unless the file that `flag` names ends like a picture that can be written."""
+    if path.suffix.lower() not in endings:
+        fitting = " or ".join(filter(None, (", ".join(endings[:-1]), endings[-1])))
+        example = path.with_name(f"{path.stem}.png") if path.name else path / "picture.png"
+        raise UserError(f"{flag} {path} does not end in {fitting}; write for example {example}")

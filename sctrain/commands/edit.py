@@ -9,12 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sctrain.building import parameterization
+from sctrain.commands.drawing import device, ema_width
 from sctrain.commands.edit_inputs import (
     Model,
     check_files,
-    check_guidance,
-    chosen_ema,
     chosen_labels,
     pictures_of,
 )
@@ -49,17 +47,16 @@ class Task:
 def run(args: argparse.Namespace) -> int:
     """Write one picture with the rows before, given and after, and the single results beside it if asked to."""
     model = Model.of(args.run)
-    ema = chosen_ema(args.ema, model.config)
-    check_guidance(args.guidance)
+    ema = ema_width(model.config, args.ema)
     task = _TASKS[args.kind](args, model)
     singles = [args.out.with_name(f"{args.out.stem}-{i}.png") for i in range(task.count)] if args.save_each else []
     check_files(args.out, singles, _inputs(args))
     labels = chosen_labels(args.labels, model, task.count)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = consistency_network(Generator.of(model.run, model.images, ema, device, args.guidance))
+    generator = Generator.of(model.run, model.images, ema, device(), args.guidance)
+    network = consistency_network(generator)
     start = time.perf_counter()
     batches = torch.arange(task.count).split(model.config.evaluation.batch)
-    x = torch.cat([task.edit(network, batch, labels[batch].to(device)).float().cpu() for batch in batches])
+    x = torch.cat([task.edit(network, batch, labels[batch].to(generator.device)).float().cpu() for batch in batches])
     seconds = time.perf_counter() - start
     _write(args.out, singles, task, model.space.to_pixels(x))
     evaluations = "one network evaluation" if task.evaluations == 1 else f"{task.evaluations} network evaluations"
@@ -70,11 +67,10 @@ def run(args: argparse.Namespace) -> int:
 def consistency_network(generator: Generator) -> Network:
     """F whose consistency function leads to the data at once: networks that are told where a jump ends are told 0."""
     if not generator.config.objective.told_the_end:
-        return generator._at_scale
-    network = parameterization(generator.config).of(generator.network)
+        return generator.F
 
     def to_the_data(u: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return network(u, t, labels, None, torch.zeros_like(t))
+        return generator.F(u, t, labels, end=torch.zeros_like(t))
 
     return to_the_data
 
@@ -177,12 +173,14 @@ def _interpolate(args: argparse.Namespace, model: Model) -> Task:
     if first == second:
         raise UserError(f"--seeds {first} {second} are the same noise, with nothing between; name two different seeds")
     sigma_data, only = model.config.sigma_data, torch.tensor([0])
-    start, end = (initial_noise(seed, only, model.about.shape, sigma_data)[0] for seed in (first, second))
+    first_noise, second_noise = (
+        initial_noise(seed, only, model.about.shape, sigma_data)[0] for seed in (first, second)
+    )
     shares = torch.linspace(0, 1, args.count)
 
     def edit(network: Network, batch: Tensor, labels: Tensor) -> Tensor:
-        device = labels.device
-        return interpolated(network, start.to(device), end.to(device), shares[batch], labels, sigma_data)
+        ends = (first_noise.to(labels.device), second_noise.to(labels.device))
+        return interpolated(network, *ends, shares[batch], labels, sigma_data, model.start)
 
     return Task(args.count, 1, edit, {})
 

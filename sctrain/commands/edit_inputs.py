@@ -11,16 +11,16 @@ from torch import Tensor
 from data_pipeline.decode import MODES
 from data_pipeline.description import DatasetDescription, read_description
 from sctrain.building import model_space
+from sctrain.commands.drawing import picture_file
 from sctrain.config.objectives import ContinuousObjective
 from sctrain.config.schema import RunConfig
 from sctrain.editing.pictures import read_picture
 from sctrain.errors import UserError
-from sctrain.power_ema import MAX_WIDTH
-from sctrain.processes import T_MAX, ModelSpace
+from sctrain.evaluation.method import start_time
+from sctrain.objectives.levels import Grid
+from sctrain.processes import ModelSpace, sigma_at
 from sctrain.sampling import karras_times
 from sctrain.snapshots import newest_images, snapshot_config
-
-SIGMA_MIN = 0.002  # the least noise level of EDM's grid
 
 
 @dataclass(frozen=True)
@@ -47,22 +47,27 @@ class Model:
     @property
     def sigma_min(self) -> float:
         """The least noise level it can be asked at."""
-        return max(SIGMA_MIN, self.config.objective.anchor)
+        return max(Grid.sigma_min, self.config.objective.anchor)
+
+    @property
+    def start(self) -> float:
+        """The time of its greatest noise level: where the process ends that it was trained on."""
+        return start_time(self.config)
 
     def times(self, steps: int) -> list[float]:
-        """EDM's grid without its end, `steps` times."""
-        return karras_times(steps, self.config.sigma_data, self.sigma_min)[:-1]
+        """EDM's grid from `start` down without its end, `steps` times."""
+        return karras_times(steps, self.config.sigma_data, self.sigma_min, start=self.start)[:-1]
 
     def times_of(self, sigmas: Sequence[float]) -> list[float]:
         """Of noise levels that the user gave; UserError if they do not descend, or the model knows none such."""
-        top = self.config.sigma_data * math.tan(T_MAX)
+        top = sigma_at(self.start, self.config.sigma_data)
         for sigma in sigmas:
             if not self.sigma_min <= sigma <= top * (1 + 1e-3):
                 levels = f"{self.sigma_min:g} to {top:.4g}"
                 raise UserError(f"--sigma {sigma:g} is not a noise level of {self.run}; choose from {levels}")
         if any(later >= earlier for earlier, later in zip(sigmas[:-1], sigmas[1:], strict=True)):
             raise UserError(f"--sigma {' '.join(f'{sigma:g}' for sigma in sigmas)} does not descend; sort the levels")
-        return [min(T_MAX, math.atan(sigma / self.config.sigma_data)) for sigma in sigmas]
+        return [min(self.start, math.atan(sigma / self.config.sigma_data)) for sigma in sigmas]
 
 
 def refuse_another_model(run: Path, config: RunConfig) -> None:
@@ -76,18 +81,6 @@ def refuse_another_model(run: Path, config: RunConfig) -> None:
         raise UserError(
             f"{run} jumps to the end of one of {method.segments} segments; edit with a run of objective.segments=1"
         )
-
-
-def chosen_ema(ema: float | None, config: RunConfig) -> float:
-    """The relative width asked for, else the run's first to be scored."""
-    if ema is not None and not 0 < ema < MAX_WIDTH:
-        raise UserError(f"--ema {ema} is not a relative width between 0 and {MAX_WIDTH:.3f}")
-    return config.evaluation.ema[0] if ema is None else ema
-
-
-def check_guidance(guidance: float | None) -> None:
-    if guidance is not None and not 0 <= guidance < math.inf:
-        raise UserError(f"--guidance {guidance} is not a scale; 1 is no guidance, more follows the class more")
 
 
 def chosen_labels(labels: Sequence[int] | None, model: Model, count: int) -> Tensor:
@@ -124,8 +117,7 @@ def pictures_of(
 
 def check_files(out: Path, results: Sequence[Path], inputs: Sequence[Path]) -> None:
     """UserError if a file to be written is no PNG, or would overwrite what is read."""
-    if out.suffix.lower() != ".png":
-        raise UserError(f"--out {out} is not a PNG file, which keeps every pixel; write {out.with_suffix('.png')}")
+    picture_file("--out", out, (".png",))  # which keeps every pixel
     read = {path.resolve() for path in inputs}
     for path in (out, *results):
         if path.resolve() in read:

@@ -2,10 +2,8 @@
 
 import argparse
 
-from PIL import Image
-
 from data_pipeline.description import read_description
-from sctrain.commands.drawing import device, ema_width
+from sctrain.commands.drawing import PIXELS, device, ema_width, picture_file
 from sctrain.errors import UserError
 from sctrain.evaluation.generation import Generator
 from sctrain.evaluation.method import chosen
@@ -26,10 +24,7 @@ def run(args: argparse.Namespace) -> int:
     num_classes = len(read_description(config.data.url).classes)
     if args.label is not None and not 0 <= args.label < num_classes:
         raise UserError(f"--class {args.label} is not one of the {num_classes} classes, 0 to {num_classes - 1}")
-    if args.out.suffix.lower() not in Image.registered_extensions():
-        raise UserError(
-            f"--out {args.out} has no ending of a picture; write for example {args.out.with_suffix('.png')}"
-        )
+    picture_file("--out", args.out, PIXELS)
     generator = Generator.of(args.run, images, ema_width(config, args.ema), device(), args.guidance)
     drawn = generator.draw(method, args.seed, args.count, args.label)
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sctrain.bench import methods
+from sctrain.commands.drawing import picture_file
 from sctrain.config.loading import load
 from sctrain.errors import UserError
 from sctrain.reporting.console import say
@@ -19,15 +20,15 @@ from sctrain.trials import Trial, run_all
 
 def run(args: argparse.Namespace) -> int:
     """Table or rows on stdout; the runs stay in --out, and the same command goes on with what is missing."""
+    plot = args.plot or args.out / "sweep.png"
+    picture_file("--plot", plot)
     trials = list(_trials(args))
     jobs = args.jobs or len(os.sched_getaffinity(0))
     say(f"{len(trials)} runs in {args.out}, {jobs} side by side; repeat the command to go on")
     failed = run_all(trials, jobs)
     rows = methods.rows(trials, {})
     print(json.dumps(methods.as_json(rows)) if args.json else methods.summary(rows))
-    if rows:
-        plot = args.plot or args.out / "sweep.png"
-        _draw(rows, plot)
+    if _draw(rows, plot):
         say(f"drawn in {plot}")
     return 1 if failed else 0
 
@@ -58,7 +59,8 @@ def _axis(text: str) -> list[tuple[str, str]]:
     return [(key, part) for part in parts]
 
 
-def _draw(rows: Sequence[methods.Row], path: Path) -> None:
+def _draw(rows: Sequence[methods.Row], path: Path) -> bool:
+    """Whether there was anything to draw."""
     points = list(dict.fromkeys(row.method for row in rows))
     kinds = list(dict.fromkeys((row.sampler, row.steps) for row in rows))
     panels = {}
@@ -75,4 +77,4 @@ def _draw(rows: Sequence[methods.Row], path: Path) -> None:
             ]
             for sampler, steps in kinds
         }
-    spread_plot(points, panels, path)
+    return spread_plot(points, panels, path)

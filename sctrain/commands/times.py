@@ -8,7 +8,7 @@ from sctrain.commands.drawing import device, ema_width
 from sctrain.errors import UserError
 from sctrain.evaluation.distance import Distance
 from sctrain.evaluation.generation import Generator
-from sctrain.evaluation.method import Method, anchor_time, chosen, only_steps, start_time, times_of
+from sctrain.evaluation.method import Method, anchor_time, chosen, refuse_fixed_times, start_time, times_of
 from sctrain.reporting.console import say
 from sctrain.sampling import greedy_times
 from sctrain.snapshots import newest_images, snapshot_config
@@ -18,9 +18,8 @@ def run(args: argparse.Namespace) -> int:
     """The searched times and the run's own with their distances, on the same noise."""
     images = newest_images(args.run)
     config = snapshot_config(args.run, images)
+    refuse_fixed_times(args.run, config, "name a run whose times are free, for example of sct or ctm")
     usual = chosen(args.run, config, images, steps=args.steps)
-    if config.objective.samples_as == "diffusion" or only_steps(config, images) is not None:
-        raise UserError(f"{args.run} was trained by '{config.objective.name}', whose times are given by its steps")
     if args.steps < 2 or args.samples < 2:
         raise UserError("--steps and --samples must be at least 2: the first time is where the process ends")
     generator = Generator.of(args.run, images, ema_width(config, args.ema), device(), args.guidance)

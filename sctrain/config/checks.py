@@ -1,5 +1,7 @@
 """What no single key can know: contradictions between keys, refused before anything starts."""
 
+import math
+
 from sctrain.config.deepspeed import refuse_contradictions
 from sctrain.config.objectives import DISTILLED, EarlyContinuous, Method, SimplifiedConsistency
 from sctrain.config.schema import RunConfig
@@ -18,7 +20,7 @@ def check(config: RunConfig) -> None:
 
 def guidance_mistake(method: Method, scale: float) -> str | None:
     """Why a run of this method cannot be drawn from at this scale of guidance, to follow its name; None if it can."""
-    if not scale >= 0:
+    if not 0 <= scale < math.inf:
         return f"cannot be guided at {scale:g}; 1 is no guidance, more follows the class more"
     scales = method.guided_scales
     if scales is not None:
@@ -28,7 +30,7 @@ def guidance_mistake(method: Method, scale: float) -> str | None:
     if scale == 1:
         return None
     if method.samples_as != "diffusion":
-        return "was distilled without 'objective.guidance', so it draws at guidance 1 alone"
+        return "was trained without guidance, so it draws at guidance 1 alone"
     return None if method.label_dropout else "was trained without label dropout, so it draws at guidance 1 alone"
 
 

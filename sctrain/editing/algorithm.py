@@ -7,16 +7,15 @@ is keyed by (seed, index of the image), so a picture does not depend on how a ba
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from sctrain.editing.measurements import Measurement
 from sctrain.parameterization import Network
-from sctrain.processes import T_MAX, denoise
-from sctrain.randomness import Purpose, SampleGenerator
-from sctrain.sampling import initial_noise
+from sctrain.processes import denoise
+from sctrain.sampling import consistency_sample, initial_noise, noised
 
 # The noise levels of stroke-guided generation (CM 2023, appendix D), where sigma_data is 0.5.
 STROKE_SIGMAS = (5.38, 2.24)
@@ -43,7 +42,8 @@ def zero_shot(
     def known_again(x: Tensor) -> Tensor:
         return measurement.replaced(x, y)
 
-    return _rounds(network, measurement.projected(y), known_again, labels, sigma_data, times, seed, indices, anchor)
+    x = _with_first_noise(measurement.projected(y), sigma_data, times[0], seed, indices)
+    return consistency_sample(network, x, (labels,), sigma_data, times, seed, indices, anchor, known_again)
 
 
 @torch.no_grad()
@@ -61,16 +61,20 @@ def from_strokes(
 
     Algorithm 4 with every coefficient unknown, but for its first line, which would erase the strokes.
     """
-    return _rounds(network, strokes, lambda x: x, labels, sigma_data, times, seed, indices, anchor)
+    x = _with_first_noise(strokes, sigma_data, times[0], seed, indices)
+    return consistency_sample(network, x, (labels,), sigma_data, times, seed, indices, anchor)
 
 
 @torch.no_grad()
 def interpolated(
-    network: Network, first: Tensor, second: Tensor, share: Tensor, labels: Tensor, sigma_data: float
+    network: Network, first: Tensor, second: Tensor, share: Tensor, labels: Tensor, sigma_data: float, time: float
 ) -> Tensor:
-    """Images of the noises at `share` (N,) of the way between two, `first` and `second` (C, H, W): (N, C, H, W)."""
+    """Images of the noises at `share` (N,) of the way between two, `first` and `second` (C, H, W): (N, C, H, W).
+
+    The noises are states at `time`, where the process ends that the network was trained on.
+    """
     z = slerp(first, second, share)
-    return _consistency(network, z, torch.full((len(z),), T_MAX).to(z), labels, sigma_data)
+    return _consistency(network, z, torch.full((len(z),), time).to(z), labels, sigma_data)
 
 
 @torch.no_grad()
@@ -91,36 +95,11 @@ def slerp(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
     return (((1 - a) * psi).sin() * first + (a * psi).sin() * second) / psi.sin()
 
 
-def _rounds(
-    network: Network,
-    x: Tensor,
-    mended: Callable[[Tensor], Tensor],
-    labels: Tensor,
-    sigma_data: float,
-    times: Sequence[float],
-    seed: int,
-    indices: Tensor,
-    anchor: float,
-) -> Tensor:
-    """Noise, one evaluation and `mended`, at each of the times."""
-    level = 0.0  # of the noise in x: what a consistency function with an anchor gives still has that much
-    for time, z in zip(times, _noises(seed, indices, x, sigma_data)):  # noqa: B905  (there is always more noise)
-        t = torch.full((len(x),), time, dtype=x.dtype, device=x.device)
-        # N(x, sigma^2 - level^2) times cos t: cos t x + sin t z where the level is 0.
-        missing = math.sin(time) ** 2 - (math.cos(time) * level / sigma_data) ** 2
-        x = math.cos(time) * x + math.sqrt(max(missing, 0.0)) * z
-        x, level = mended(_consistency(network, x, t, labels, sigma_data)), anchor
-    return x
+def _with_first_noise(x0: Tensor, sigma_data: float, time: float, seed: int, indices: Tensor) -> Tensor:
+    """The state at `time` of images `x0` and the noise that samplers start from: (B, C, H, W)."""
+    z = initial_noise(seed, indices, x0.shape[1:], sigma_data).to(x0)
+    return noised(x0, z, time, sigma_data)
 
 
 def _consistency(network: Network, x: Tensor, t: Tensor, labels: Tensor, sigma_data: float) -> Tensor:
     return denoise(x, network(x / sigma_data, t, labels)[0], t, sigma_data)
-
-
-def _noises(seed: int, indices: Tensor, like: Tensor, sigma_data: float) -> Iterator[Tensor]:
-    """What the samplers draw: the images' initial noise, then ever more fresh noise."""
-    shape = like.shape[1:]
-    yield initial_noise(seed, indices, shape, sigma_data).to(like)
-    fresh = SampleGenerator(seed, indices, Purpose.FRESH_NOISE)
-    while True:
-        yield sigma_data * fresh.normal(shape).to(like)

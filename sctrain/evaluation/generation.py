@@ -82,17 +82,20 @@ class Generator:
         labels = labels.to(self.device)
         if method.sampler == "consistency":
             at = (sigma_data, times_of(self.config, method), seed, indices)
-            return consistency_sample(self._at_scale, noise, (labels,), *at, self.config.objective.anchor)
+            return consistency_sample(self.F, noise, (labels,), *at, self.config.objective.anchor)
         if method.sampler == "jumps":
             at = (sigma_data, times_of(self.config, method), seed, indices, method.gamma)
             told = self.config.objective.told_the_end
-            return jump_sample(self._at_scale, noise, (labels,), *at, told_the_end=told)
-        return ode_sample(self._at_scale, noise, (labels,), sigma_data, method.steps, method.sampler)
+            return jump_sample(self.F, noise, (labels,), *at, told_the_end=told)
+        return ode_sample(self.F, noise, (labels,), sigma_data, method.steps, method.sampler)
 
-    def _at_scale(
+    def F(
         self, u: Tensor, t: Tensor, labels: Tensor, guidance: Tensor | None = None, end: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """F at this generator's guidance: guided students are told, diffusion models evaluated twice."""
+        """TrigFlow's F at this generator's guidance: guided students are told, diffusion models evaluated twice.
+
+        `end` (B,) is for networks that are told where a jump ends.
+        """
         assert guidance is None, "the generator's own"
         network, scale = parameterization(self.config).of(self.network), torch.full_like(t, self.guidance)
         if self.config.objective.guided_scales is not None:

@@ -109,6 +109,13 @@ def times_of(config: RunConfig, method: Method) -> list[float]:
     return [*step_times(method.steps, middle, start_time(config), anchor_time(config)), *end]
 
 
+def refuse_fixed_times(run: object, config: RunConfig, mend: str) -> None:
+    """UserError where the number of steps decides the times: of diffusion models, and of fixed jumps."""
+    method = config.objective
+    if method.samples_as == "diffusion" or only_steps(config) is not None:
+        raise UserError(f"{run} was trained by '{method.name}', whose times are given by --steps; {mend}")
+
+
 def guidance_scale(run: object, config: RunConfig, asked: float | None) -> float:
     """The scale to draw at; None asks for the run's own. UserError if its network has not learnt it."""
     method, scales = config.objective, config.objective.guided_scales
@@ -146,7 +153,8 @@ def chosen(
     if gamma is not None and not 0 <= gamma <= 1:
         raise UserError(f"--gamma {gamma:g} is not between 0, deterministic, and 1, all noise anew")
     if times is not None:
-        _check_times(trained, config, times)
+        refuse_fixed_times(run, config, "remove --times")
+        _check_times(config, times)
     return Method(found, count, None if times is None else tuple(times), gamma or 0.0)
 
 
@@ -165,9 +173,7 @@ def _steps(trained: str, config: RunConfig, images: int, steps: int | None, time
     return fixed or asked or 1
 
 
-def _check_times(trained: str, config: RunConfig, times: Sequence[float]) -> None:
-    if config.objective.samples_as == "diffusion" or only_steps(config) is not None:
-        raise UserError(f"{trained}, whose times are given by --steps; remove --times")
+def _check_times(config: RunConfig, times: Sequence[float]) -> None:
     start, end = start_time(config), anchor_time(config)
     around = [start, *times, end]
     if not all(before > after for before, after in zip(around, around[1:], strict=False)):  # nan compares as False

@@ -1,6 +1,5 @@
 """Objectives by name: what the configuration says, as pure tensor mathematics."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from sctrain.objectives.metrics import Images, build_metric
 from sctrain.objectives.progressive import ProgressiveDistillation
 from sctrain.objectives.trajectory import ConsistencyTrajectory
 from sctrain.objectives.twins import DiscreteTwin, FromData
-from sctrain.processes import T_MAX, ModelSpace
+from sctrain.processes import T_MAX, ModelSpace, sigma_at
 
 
 def build_objective(
@@ -64,7 +63,7 @@ def _ict(method: config.ImprovedTraining, data: Data, images: Images) -> Objecti
 
 
 def _ect(method: config.EasyTuning, data: Data, images: Images) -> Objective:
-    times, sigma_max = (method.times.mean, method.times.std), data.sigma_data * math.tan(T_MAX)
+    times, sigma_max = (method.times.mean, method.times.std), sigma_at(T_MAX, data.sigma_data)
     pairs = MappedPairs(*times, method.stages, method.q, method.k, method.b, sigma_max)
     weight = inverse_gap if method.weighting == "inverse_gap" else EdmWeight(data.sigma_data)
     return _discrete(method, data, images, pairs, neighbour="noise", weight=weight)

@@ -9,14 +9,19 @@ from statistics import fmean
 
 def spread_plot(
     points: Sequence[str], panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], path: Path
-) -> None:
-    """One panel per title, in it a line per name with the values of all seeds at each point; no empty panels."""
+) -> bool:
+    """One panel per title, in it a line per name with the values of all seeds at each point; no empty panels.
+
+    Writes nothing and returns False where all of them are.
+    """
+    shown = {title: lines for title, lines in panels.items() if any(any(values) for values in lines.values())}
+    if not shown:
+        return False
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = {title: lines for title, lines in panels.items() if any(any(values) for values in lines.values())}
     figure, axes = plt.subplots(1, len(shown), figsize=(5.5 * len(shown), 4), squeeze=False, layout="constrained")
     for axis, (title, lines) in zip(axes[0], shown.items(), strict=True):
         for name, values in lines.items():
@@ -33,3 +38,4 @@ def spread_plot(
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+    return True

@@ -69,7 +69,7 @@ class Panel:
 
 
 def draw_panels(panels: Sequence[Panel], title: str, out: Path) -> None:
-    """Write the figure to `out`; UserError if its ending names no picture or it cannot be written."""
+    """Write the figure to `out`; UserError if it cannot be written."""
     columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     with rc_context(STYLE):
@@ -79,8 +79,6 @@ def draw_panels(panels: Sequence[Panel], title: str, out: Path) -> None:
         figure.suptitle(title, x=0.008, ha="left", fontsize=12, fontweight="bold")
         for number, panel in enumerate(panels, 1):
             _draw(figure.add_subplot(rows, columns, number), panel)
-        if out.suffix.lower().removeprefix(".") not in figure.canvas.get_supported_filetypes():
-            raise UserError(f"--out {out} has no ending of a picture; write for example {out.with_suffix('.png').name}")
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(out, dpi=140)

@@ -1,7 +1,7 @@
 """Samplers of students: consistency functions that go to the data, and networks that jump between any two times."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sctrain.parameterization import Network
-from sctrain.processes import denoise, jump
+from sctrain.processes import denoise, jump, sigma_at
 from sctrain.randomness import Purpose, SampleGenerator
 from sctrain.sampling.noise import noised
 
@@ -24,10 +24,12 @@ def consistency_sample(
     seed: int,
     indices: Tensor,
     anchor: float = 0.0,
+    mended: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Multistep consistency sampling (CM 2023, algorithm 1), one network evaluation at each of `times`, descending.
 
     `anchor` is the noise level at which the consistency function is the identity. `indices` (B,) number the images.
+    `mended` changes the images (B, C, H, W) after every evaluation: zero-shot editing puts back what is known.
     """
     fresh = SampleGenerator(seed, indices, Purpose.FRESH_NOISE)
     x = noise
@@ -36,6 +38,7 @@ def consistency_sample(
             x = noised(x, sigma_data * fresh.normal(x.shape[1:]).to(x), time, sigma_data, anchor)
         t = x.new_full((len(x),), time)
         x = denoise(x, network(x / sigma_data, t, *conditions)[0], t, sigma_data)
+        x = x if mended is None else mended(x)
     return x
 
 
@@ -68,5 +71,5 @@ def jump_sample(
         x = jump(x, network(x / sigma_data, t, *told)[0], t, end, sigma_data)
         if gamma > 0 and goal > 0:
             z = sigma_data * fresh.normal(x.shape[1:]).to(x)
-            x = noised(x / math.cos(below), z, goal, sigma_data, sigma_data * math.tan(below))
+            x = noised(x / math.cos(below), z, goal, sigma_data, sigma_at(below, sigma_data))
     return x

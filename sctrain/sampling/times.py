@@ -3,7 +3,7 @@
 import math
 
 from sctrain.objectives.levels import Grid, ddim_times
-from sctrain.processes import T_MAX
+from sctrain.processes import T_MAX, sigma_at
 
 
 def step_times(steps: int, middle_time: float = 1.1, start: float = T_MAX, end: float = 0.0) -> list[float]:
@@ -16,11 +16,16 @@ def step_times(steps: int, middle_time: float = 1.1, start: float = T_MAX, end: 
     return [start, *(middle + (end - middle) * i / (steps - 1) for i in range(steps - 1))]
 
 
-def karras_times(steps: int, sigma_data: float, sigma_min: float = 0.002, rho: float = 7.0) -> list[float]:
-    """`steps` + 1 times from T_MAX to 0: EDM's noise levels (Karras et al. 2022, eq. 5), t = arctan(sigma/sigma_d)."""
-    sigma_max = sigma_data * math.tan(T_MAX)
-    sigmas = Grid(sigma_min, sigma_max, rho).levels(steps).flip(0).tolist() if steps > 1 else [sigma_max]
-    return [*(math.atan(sigma / sigma_data) for sigma in sigmas), 0.0]
+def karras_times(
+    steps: int, sigma_data: float, sigma_min: float = Grid.sigma_min, rho: float = Grid.rho, start: float = T_MAX
+) -> list[float]:
+    """`steps` + 1 times from `start` to 0: EDM's noise levels (Karras et al. 2022, eq. 5), t = arctan(sigma/sigma_d).
+
+    The last before 0 is that of `sigma_min`, unless there is one step alone.
+    """
+    grid = Grid(sigma_min, sigma_at(start, sigma_data), rho)
+    lower = grid.levels(steps).flip(0)[1:].tolist() if steps > 1 else []
+    return [start, *(math.atan(sigma / sigma_data) for sigma in lower), 0.0]
 
 
 def even_times(steps: int) -> list[float]:

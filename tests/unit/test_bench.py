@@ -128,6 +128,8 @@ def test_precision_rows(capsys, tmp_path):
     assert list(rows[0]["layers"]) == ["block 0"] and all(math.isfinite(row["cost"]) for row in rows)
     assert cli.main(["bench", "precision", str(tmp_path / "run"), "--rounds", "1"]) == 0
     assert "Tangent error after each block" in capsys.readouterr().out
+    assert cli.main(["bench", "precision", str(tmp_path / "run"), "--ema", "2"]) == 2
+    assert "--ema 2 is not a relative width between 0 and" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

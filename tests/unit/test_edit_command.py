@@ -1,5 +1,6 @@
 """`sctrain edit` on tiny published runs with random weights: what it writes, and what it refuses before any compute."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,7 @@ from sctrain.config.schema import RunConfig
 from sctrain.editing import given
 from sctrain.editing.measurements import colorization, superresolution
 from sctrain.evaluation.generation import Generator
-from sctrain.processes import T_MAX, denoise
-from sctrain.sampling import initial_noise
+from sctrain.evaluation.method import Method, start_time
 
 CPU = torch.device("cpu")
 DRAWS = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def read(path: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`gray` (8x8 digits), `colour` (8x8 RGB, one class, mean and std per channel), `ctm`, `teacher` and `pd`."""
+    """`gray` (8x8 digits), `colour` (8x8 RGB, one class, mean and std per channel), and other methods on gray."""
     root = tmp_path_factory.mktemp("editing")
     gray = {"url": prepared(root / "gray-data", 10, 8, 8), "mean": [0.4], "std": [0.2]}
     colour = {"url": prepared(root / "colour-data", 1, 8, 8, 3), "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
@@ -51,6 +51,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     publish_untrained(root / "teacher", gray, "trigflow")
     publish_untrained(root / "ctm", gray, "ctm")
     publish_untrained(root / "pd", gray, "pd")
+    publish_untrained(root / "lcm", gray, "lcm", ddim_steps=50)
+    publish_untrained(root / "near", gray, "cd", sigma_max=4.0)
     publish_untrained(root / "segments", gray, "scd", segments=2)
     return root
 
@@ -144,17 +146,27 @@ def test_strokes_are_followed_and_denoising_takes_one_evaluation(
     assert levels <= 4, "at the least noise level a consistency function is nearly the identity"
 
 
-def test_interpolation_starts_with_the_first_image_of_a_seed(runs: Path, folder: Path):
-    words = ["edit", "interpolate", str(runs / "gray"), "--seeds", "5", "6", "--count", "4", "--class", "0"]
+@pytest.mark.parametrize("run", ["gray", "lcm", "near"])
+def test_interpolation_starts_with_the_first_image_of_a_seed(runs: Path, folder: Path, run: str):
+    """The one that one step of the sampler draws, from where the run's process ends."""
+    words = ["edit", "interpolate", str(runs / run), "--seeds", "5", "6", "--count", "4", "--class", "0"]
     assert cli.main([*words, "--out", str(folder / "grid.png"), "--save-each"]) == 0
-    model = Model.of(runs / "gray")
+    model = Model.of(runs / run)
     generator = Generator.of(model.run, model.images, 0.05, CPU)
     for seed, i in ((5, 0), (6, 3)):
-        z, t = initial_noise(seed, torch.tensor([0]), model.about.shape, 0.5), torch.tensor([T_MAX])
-        with torch.no_grad():
-            F, _ = generator.network(z / 0.5, t, torch.tensor([0]))
-        expected = model.space.to_pixels(denoise(z, F, t, 0.5))[0]
+        drawn = generator.draw(Method("consistency", 1), seed, 1, label=0)
+        expected = model.space.to_pixels(drawn.x)[0]
         assert (read(folder / f"grid-{i}.png").int() - expected.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("run", "sigma_max"), [("gray", 79.4), ("lcm", 7.303), ("near", 4.0), ("ctm", 79.4)])
+def test_noise_levels_end_where_the_process_of_the_run_does(runs: Path, run: str, sigma_max: float):
+    model = Model.of(runs / run)
+    times = model.times(40)
+    assert times[0] == start_time(model.config) and 0.5 * math.tan(times[0]) == pytest.approx(sigma_max, rel=1e-3)
+    assert len(times) == 40 and all(before > after for before, after in zip(times[:-1], times[1:], strict=True))
+    assert 0.5 * math.tan(times[-1]) == pytest.approx(0.002)
+    assert model.times_of([sigma_max * (1 + 5e-4)])[0] <= times[0]
 
 
 def test_a_network_that_jumps_is_told_to_go_to_the_data(runs: Path):
@@ -192,6 +204,7 @@ def test_a_network_that_jumps_is_told_to_go_to_the_data(runs: Path):
         ("denoise gray gray0.png --sigma 0", "--sigma 0 is not a noise level of gray; choose from 0.002 to 79."),
         ("denoise gray gray0.png --sigma nan", "--sigma nan is not a noise level of gray"),
         ("denoise gray gray0.png --sigma 100", "--sigma 100 is not a noise level of gray"),
+        ("denoise lcm gray0.png --sigma 20", "--sigma 20 is not a noise level of lcm; choose from 0.002 to 7.3"),
         ("stroke gray gray0.png --sigma 1 2", "--sigma 1 2 does not descend; sort the levels"),
         ("interpolate gray --seeds 1 1", "--seeds 1 1 are the same noise"),
         ("stroke teacher gray0.png", "teacher is a diffusion model; edit with a consistency model"),
@@ -205,14 +218,15 @@ def test_a_network_that_jumps_is_told_to_go_to_the_data(runs: Path):
         ),
         ("stroke gray gray0.png --class", "argument --class: expected at least one argument"),
         ("stroke gray gray0.png --ema 0.5", "--ema 0.5 is not a relative width between 0 and"),
-        ("stroke gray gray0.png --guidance -1", "--guidance -1.0 is not a scale; 1 is no guidance"),
+        ("stroke gray gray0.png --class 3 --guidance inf", "gray cannot be guided at inf; 1 is no guidance"),
+        ("stroke gray gray0.png --class 3 --guidance -1", "gray cannot be guided at -1; 1 is no guidance"),
         (
             "stroke gray gray0.png --class 3 --guidance 2",
-            "gray was distilled without 'objective.guidance'",
+            "gray was trained without guidance, so it draws at guidance 1 alone",
         ),
         (
             "stroke gray gray0.png --class 3 --out a.jpg",
-            "--out a.jpg is not a PNG file, which keeps",
+            "--out a.jpg does not end in .png; write for example a.png",
         ),
         ("stroke gray gray0.png --class 3 --out gray0.png", "--out gray0.png would overwrite gray0.png"),
         ("stroke gray gray-0.png --class 3 --out gray.png --save-each", "--out gray.png would overwrite gray-0.png"),

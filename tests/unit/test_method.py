@@ -203,6 +203,9 @@ def test_sample_draws_as_asked(runs: Path, tmp_path: Path, capsys):
     assert cli.main(["sample", str(runs / "pd"), "--steps", "2", "--out", str(out)]) == 2
     assert cli.main(["sample", str(runs / "cd"), "--ema", "2", "--out", str(out)]) == 2
     assert "--ema 2 is not a relative width" in capsys.readouterr().err and not out.exists()
+    for name, example in (("a.txt", "a.png"), ("a", "a.png"), (".", "picture.png")):
+        assert cli.main(["sample", str(runs / "cd"), "--out", name]) == 2
+        assert f"or .tiff; write for example {example}" in capsys.readouterr().err
 
 
 def test_bench_sample_rows_and_plot(runs: Path, tmp_path: Path, capsys):
@@ -229,9 +232,10 @@ def test_bench_sample_rows_and_plot(runs: Path, tmp_path: Path, capsys):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--plot", "curve"], "--plot curve has no ending of a drawing"),
+        (["--plot", "curve"], "--plot curve does not end in .png, .svg or .pdf; write for example curve.png"),
         (["--samples", "1"], "--samples must be at least 2"),
-        (["--guidance", "2"], "cd was distilled without 'objective.guidance'"),
+        (["--guidance", "2"], "cd was trained without guidance, so it draws at guidance 1 alone"),
+        (["--guidance", "inf"], "teacher cannot be guided at inf"),
         (["--ema", "0.9"], "--ema 0.9 is not a relative width"),
     ],
 )
@@ -250,9 +254,9 @@ def test_times_are_searched_by_the_runs_own_distance(runs: Path, capsys):
     assert found["own_times"] == [T_MAX, 1.1] and found["times"][0] == T_MAX and 0 < found["times"][1] < T_MAX
     assert cli.main(asked) == 0
     assert f"--times {found['times'][1]:.4f}" in capsys.readouterr().out
-    for run, sentence in (("teacher", "whose times are given by its steps"), ("pd", "draws in --steps 4 alone")):
+    for run in ("teacher", "pd"):
         assert cli.main(["times", str(runs / run)]) == 2
-        assert sentence in capsys.readouterr().err
+        assert "whose times are given by --steps; name a run whose times are free" in capsys.readouterr().err
     assert cli.main([*asked, "--steps", "1"]) == 2 and "at least 2" in capsys.readouterr().err
 
 

@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from sctrain import cli
+from sctrain.commands import sweep
 from sctrain.config.loading import load
 from sctrain.config.recipes import recipe_names
+from sctrain.reporting.curves import spread_plot
 from sctrain.reporting.panels import Curve, Panel
 from sctrain.schedule_curves import schedule_panels
 
@@ -74,10 +76,30 @@ def test_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         assert picture.width > 1000 and len(set(np.asarray(picture.convert("L")).ravel().tolist())) > 50
 
 
+def test_a_figure_without_values_is_not_drawn(tmp_path: Path):
+    out = tmp_path / "new" / "sweep.png"
+    assert not spread_plot(["a", "b"], {"Frechet distance": {"one step": [[], []]}}, out) and not out.parent.exists()
+    assert spread_plot(["a", "b"], {"Frechet distance": {"one step": [[], [2.0, 3.0]]}, "none": {}}, out)
+    with Image.open(out) as picture:
+        assert 500 < picture.width < 900, "one panel"
+
+
+def test_the_ending_of_a_sweep_is_seen_before_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sweep, "run_all", lambda trials, jobs: pytest.fail("a run was started"))
+    words = ["sweep", "cifar10/sct.yaml", "--vary", "seed=0,1", "--out", str(tmp_path / "all"), "--plot", "x.doc"]
+    assert cli.main(words) == 2
+    assert "--plot x.doc does not end in .png, .svg or .pdf; write" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["plot", "schedules", "cifar10/ict.yaml", "--out", "x.doc"], "--out x.doc has no ending of a picture"),
+        (
+            ["plot", "schedules", "cifar10/ict.yaml", "--out", "x.doc"],
+            "--out x.doc does not end in .png, .svg or .pdf; write for example x.png",
+        ),
         (["plot", "schedules", "cifar10/none.yaml"], "there is no file 'cifar10/none.yaml'"),
         (["plot", "schedules", "cifar10/ict.yaml", "--out", "/proc/no/x.png"], "choose another --out"),
     ],

@@ -257,6 +257,12 @@ def test_times():
     assert SIGMA_DATA * math.tan(times[1]) == pytest.approx((high + (low - high) / 17) ** 7)
     assert all(a > b for a, b in pairwise(times))
     assert karras_times(1, SIGMA_DATA) == pytest.approx([T_MAX, 0])
+    early = karras_times(4, SIGMA_DATA, start=math.atan(2.0))  # a process that ends at sigma = 1
+    sigmas = [SIGMA_DATA * math.tan(time) for time in early]
+    assert early[0] == math.atan(2.0) and [sigma ** (1 / 7) for sigma in sigmas[1:3]] == pytest.approx(
+        [1 + i / 3 * (0.002 ** (1 / 7) - 1) for i in (1, 2)]
+    )
+    assert sigmas[3:] == pytest.approx([0.002, 0])
     assert even_times(2) == [T_MAX, T_MAX / 2, 0]
 
 
