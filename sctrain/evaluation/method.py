@@ -87,8 +87,8 @@ def start_time(config: RunConfig) -> float:
     method = config.objective
     if isinstance(method, objectives.LatentConsistency):
         return ddim_times(method.ddim_steps)[-1].item()
-    sigma_max = getattr(method, "sigma_max", math.inf)
-    return min(T_MAX, math.atan(sigma_max / config.sigma_data))
+    sigma_max = getattr(method, "sigma_max", None)
+    return T_MAX if sigma_max is None else math.atan(sigma_max / config.sigma_data)
 
 
 def anchor_time(config: RunConfig) -> float:

@@ -59,11 +59,17 @@ def _package(file: Path) -> nn.Module:
                 network = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
     except ImportError as error:
         raise UserError(f"'objective.metric' lpips: {error}; install it by pip install 'sctrain[lpips]'") from error
+    lpips.normalize_tensor = _of_unit_length
     heads = _read(Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth")
     state = _features(network.net, _read(file), file)
     network.load_state_dict(heads | state, strict=False, assign=True)
     assert not any(tensor.is_meta for tensor in network.state_dict().values()), "every weight was in one of the files"
     return network.requires_grad_(False).eval()
+
+
+def _of_unit_length(x: Tensor, eps: float = 1e-10) -> Tensor:
+    """(B, C, H, W) over its norm along C. The package's own has no gradient (nan) where all channels are 0."""
+    return x / (x.square().sum(dim=1, keepdim=True) + eps**2).sqrt()
 
 
 def _features(net: nn.Module, found: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
