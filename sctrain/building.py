@@ -11,7 +11,7 @@ from data_pipeline.loader import ShardedDataset, open_dataset
 from models.execution import Execution
 from models.layers import Conditioning
 from models.registry import build_network
-from sctrain.config.objectives import DISTILLED, Diffusion
+from sctrain.config.objectives import Diffusion
 from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.errors import UserError
 from sctrain.parameterization import Parameterization
@@ -91,7 +91,7 @@ def refuse_unfit_sources(config: RunConfig) -> None:
     start = start_weights(config)
     if start is None:
         return
-    refuse_another_input(config, start)
+    _refuse_another_input(config, start)
     _refuse_another_network(config, start)
     started = _described(start).objective.name
     if config.objective.name == "lcf" and started not in ("lcm", "lcf"):
@@ -136,6 +136,15 @@ def _refuse_another_network(config: RunConfig, source: WeightsFrom) -> None:
                 f"{source.run} was trained with network.{key} {theirs.get(key)}, this run has {ours.get(key)}; "
                 "use the 'network' of that run"
             )
+
+
+def _refuse_another_input(config: RunConfig, source: WeightsFrom) -> None:
+    """UserError if the weights come from a network that is told another function of the noise."""
+    theirs = _described(source).noise_input
+    if theirs != config.noise_input:
+        raise UserError(
+            f"the network of {source.run} is told {theirs}: set 'noise_input' to {theirs}, or start from another"
+        )
 
 
 def teacher_network(config: RunConfig, data: DatasetDescription) -> nn.Module:
@@ -187,13 +196,4 @@ def load_into(network: nn.Module, weights: Mapping[str, Tensor], origin: Path, *
 
 def start_weights(config: RunConfig) -> WeightsFrom | None:
     """Where the initial weights come from: `start_from`, else the teacher of a distillation, else nowhere."""
-    return config.start_from or (config.teacher if config.objective.name in DISTILLED else None)
-
-
-def refuse_another_input(config: RunConfig, source: WeightsFrom) -> None:
-    """UserError if the weights come from a network that is told another function of the noise."""
-    theirs = _described(source).noise_input
-    if theirs != config.noise_input:
-        raise UserError(
-            f"the network of {source.run} is told {theirs}: set 'noise_input' to {theirs}, or start from another"
-        )
+    return config.start_from or (config.teacher if config.objective.distils else None)

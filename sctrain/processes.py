@@ -61,7 +61,7 @@ def jump(x: Tensor, F: Tensor, t: Tensor, s: Tensor, sigma_data: float) -> Tenso
 
 
 def denoise(x: Tensor, F: Tensor, t: Tensor, sigma_data: float) -> Tensor:
-    """F = cos t x - sin t sigma_d F: the denoised image, and the consistency function (sCM eq. 6)."""
+    """The denoised image, and the consistency function f = cos t x - sin t sigma_d F (sCM eq. 6)."""
     t = per_sample(t, x)
     return t.cos() * x - t.sin() * sigma_data * F
 

@@ -1,6 +1,7 @@
 """What a run description lets change over a run, and which noise levels it draws, as panels of curves.
 
-Every value comes from the function that training uses.
+Counts of levels, grids, shares of their cells, decays, mappings, warm-up and learning rate come from the functions that
+training uses. Densities of times that it draws without a grid, and the EMA's profiles, are written out here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from torch import Tensor
 from sctrain.config import objectives as methods
 from sctrain.config.schema import RunConfig
 from sctrain.objectives.base import Progress
+from sctrain.objectives.continuous import warmup
 from sctrain.objectives.levels import (
+    FromData,
     Grid,
     ct_decay,
     ct_levels,
@@ -25,7 +28,8 @@ from sctrain.objectives.levels import (
     ict_levels,
     lognormal_cells,
 )
-from sctrain.objectives.progressive import ProgressiveDistillation
+from sctrain.objectives.progressive import steps_at
+from sctrain.objectives.trajectory import UPPER_PART
 from sctrain.power_ema import gamma_from_width
 from sctrain.processes import T_MAX
 from sctrain.reporting.panels import Curve, Panel, SecondScale
@@ -59,9 +63,8 @@ def level_count(config: RunConfig, done: float) -> int | None:
         case methods.ImprovedTraining(first_levels=first, last_levels=last):
             return ict_levels(done, first, last)
         case methods.ProgressiveDistillation() as method:
-            steps = (method.first_steps, method.last_steps)
-            objective = ProgressiveDistillation(config.sigma_data, 1, 0.0, *steps, method.weighting)
-            return objective.steps(Progress(round(done * config.budget_images), config.budget_images))
+            progress = Progress(round(done * config.budget_images), config.budget_images)
+            return steps_at(progress, method.first_steps, method.last_steps)
     return None
 
 
@@ -110,10 +113,15 @@ def _densities(config: RunConfig) -> Iterator[Curve]:
         case methods.ConsistencyTraining() | methods.ImprovedTraining():
             early = 0.01 if method.name == "ct" else 0.5  # between the first and the last N
             for count in sorted({level_count(config, done) or 0 for done in (0.0, early, 1.0)}):
-                yield _cells(_grid(method).levels(count), getattr(method, "times", None), f"N = {count}")
-        case methods.ConsistencyDistillation() | methods.DiscreteTwin():
-            times, count = getattr(method, "times", None), method.levels
-            yield _cells(_grid(method).levels(count), times, f"N = {count}")
+                yield _cells(Grid.of(method).levels(count), getattr(method, "times", None), f"N = {count}")
+        case methods.ConsistencyDistillation():
+            yield _cells(Grid.of(method).levels(method.levels), None, f"N = {method.levels}")
+        case methods.DiscreteTwin():
+            yield _cells(FromData.of(method).levels(method.levels + 1), method.times, f"N = {method.levels}")
+        case methods.TrajectoryObjective():
+            yield _starts(method)
+            if method.denoising:
+                yield _denoising(method)
         case methods.LatentConsistency():
             yield _cells(
                 config.sigma_data * ddim_times(method.ddim_steps).tan(), None, f"{method.ddim_steps} DDIM steps"
@@ -122,7 +130,7 @@ def _densities(config: RunConfig) -> Iterator[Curve]:
             t = np.linspace(0.002, T_MAX, 500)  # dt / d ln sigma = sin t cos t
             yield Curve(config.sigma_data * np.tan(t), np.sin(t) * np.cos(t) / T_MAX, "even in t")  # pyright: ignore[reportArgumentType]
         case methods.EarlyContinuous():
-            yield _cells(_grid(method).levels(400), None, "even on rho's grid")
+            yield _cells(Grid.of(method).levels(400), None, "even on rho's grid")
         case _:
             mean, std = method.times.mean, method.times.std
             x = np.linspace(mean - 3.5 * std, mean + 3.5 * std, 400)
@@ -130,16 +138,47 @@ def _densities(config: RunConfig) -> Iterator[Curve]:
             yield Curve(np.exp(x), density, f"ln σ ~ N({mean:g}, {std:g}²)")  # pyright: ignore[reportArgumentType]
 
 
-def _grid(method: methods.OnGrid | methods.DiscreteTwin) -> Grid:
-    return Grid(method.sigma_min, method.sigma_max, method.rho)
-
-
 def _cells(sigmas: Tensor, times: methods.TimeDistribution | None, label: str) -> Curve:
     """The probability of each cell of a grid over its width; without `times` all are drawn evenly."""
     cells = len(sigmas) - 1
     even = torch.full((cells,), 1 / cells, dtype=torch.float64)
-    shares = even if times is None else lognormal_cells(sigmas, times.mean, times.std)
-    return Curve(sigmas.tolist(), (shares / sigmas.log().diff()).tolist(), label, held=True)
+    return _per_width(sigmas, even if times is None else lognormal_cells(sigmas, times.mean, times.std), label)
+
+
+def _per_width(edges: Tensor, shares: Tensor, label: str) -> Curve:
+    """Probabilities (N,) over the widths in ln sigma between N + 1 edges; a cell that begins at 0 has none to show."""
+    first = int(edges[0] == 0)
+    edges, shares = edges[first:], shares[first:]
+    return Curve(edges.tolist(), (shares / edges.log().diff()).tolist(), label, held=True)
+
+
+def start_shares(levels: int, most_steps: int) -> Tensor:
+    """How often a jump of CTM starts at each of sigma_1 .. sigma_N: (N,).
+
+    The teacher makes h steps, h ~ U{1 .. most_steps}, and the start leaves room for them: i ~ U{h .. N}.
+    """
+    index, steps = torch.arange(1, levels + 1), torch.arange(1, most_steps + 1)[:, None]
+    return ((index >= steps) / (levels + 1.0 - steps).double()).mean(dim=0)
+
+
+def _starts(method: methods.TrajectoryObjective) -> Curve:
+    """Of the matching term: each level's probability over the width up to halfway to its neighbours."""
+    sigmas = FromData.of(method).levels(method.levels + 1)[1:]  # no jump starts at 0
+    most_steps = 1 if method.matching == "local" else method.teacher_steps or method.levels
+    inner = (sigmas[:-1] * sigmas[1:]).sqrt()
+    edges = torch.cat([sigmas[:1] ** 2 / inner[:1], inner, sigmas[-1:] ** 2 / inner[-1:]])
+    return _per_width(edges, start_shares(method.levels, most_steps), f"matching, N = {method.levels}")
+
+
+def _denoising(method: methods.TrajectoryObjective) -> Curve:
+    """Half lognormal, half even on rho's grid from its top down to a part of it."""
+    mean, std = method.times.mean, method.times.std
+    top = max(mean + 3.5 * std, math.log(method.sigma_max))
+    edges = torch.linspace(mean - 3.5 * std, top, 401, dtype=torch.float64).exp()
+    way = torch.linspace(1 - UPPER_PART, 1, 2001, dtype=torch.float64)
+    below = np.interp(edges, Grid.of(method).at(way), np.linspace(0, 1, len(way)))  # the upper half's share below
+    shares = (lognormal_cells(edges, mean, std) + torch.from_numpy(below).diff()) / 2
+    return _per_width(edges, shares, "denoising")
 
 
 def _mapping(config: RunConfig) -> Panel | None:
@@ -163,7 +202,7 @@ def _warmup(config: RunConfig) -> Panel | None:
     images = getattr(config.objective, "tangent_warmup_images", 0)
     if not images:
         return None
-    r = np.minimum(1.0, _done() * config.budget_images / images).tolist()
+    r = [warmup(round(done * config.budget_images), images) for done in _done()]
     return Panel("Warm-up of the tangent", IMAGES, "r", [_over_images(config, r)], counts=True)
 
 

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from models.tangent.dual import Dual
 from models.tangent.engines import tangent_engine
 from sctrain.bench.timing import Step, interleaved
-from sctrain.building import open_split
+from sctrain.building import open_split, parameterization
 from sctrain.config.objectives import TimeDistribution
 from sctrain.evaluation.generation import Generator
 from sctrain.evaluation.images import in_memory
 from sctrain.objectives.base import Batch, Draws, Progress
 from sctrain.objectives.drawing import TrigFlowDraws
+from sctrain.parameterization import Parameterization
 from sctrain.processes import diffuse, per_sample, velocity
 from sctrain.randomness import Purpose, SampleGenerator
 from sctrain.snapshots import newest_images
@@ -51,17 +52,18 @@ def measure(run: Path, ema: float, rounds: int, device: torch.device) -> list[Pr
     """All combinations on the newest snapshot of a run."""
     generator = Generator.of(run, newest_images(run), ema, device)
     network, arguments = generator.network, _arguments(generator)
-    exact = _traced(copy.deepcopy(network).double(), _to(arguments, torch.float64), "value")
+    seen = parameterization(generator.config)
+    exact = _traced(copy.deepcopy(network).double(), seen, _to(arguments, torch.float64), "value")
     inputs, steps, rows = _to(arguments, torch.float32), {}, []
     few = _first(inputs, TIMED)
     for value, tangent in COMBINATIONS:
         low = copy.deepcopy(network).bfloat16() if value == "bf16" else network
-        steps[value, tangent] = Step(lambda low=low, v=value, t=tangent: _step(low, few, v, t))
+        steps[value, tangent] = Step(lambda low=low, v=value, t=tangent: _step(low, seen, few, v, t))
     _, timed = interleaved(steps["fp32", "value"], steps, rounds)
     for value, tangent in COMBINATIONS:
         low = copy.deepcopy(network).bfloat16() if value == "bf16" else network
         with _computing(value, device):
-            ours = _traced(low, inputs, tangent)
+            ours = _traced(low, seen, inputs, tangent)
         rows.append(_row(value, tangent, ours, exact, timed[value, tangent].ratio.median))
     return rows
 
@@ -75,7 +77,7 @@ class _Trace:
     layers: dict[str, Tensor]
 
 
-def _traced(network: nn.Module, arguments: tuple, tangent: str) -> _Trace:
+def _traced(network: nn.Module, seen: Parameterization, arguments: tuple, tangent: str) -> _Trace:
     layers: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable:
@@ -87,16 +89,16 @@ def _traced(network: nn.Module, arguments: tuple, tangent: str) -> _Trace:
 
     handles = [block.register_forward_hook(keep(f"block {i}")) for i, block in enumerate(network.blocks.children())]
     with torch.no_grad():
-        (value, _), t_value = tangent_engine("single_pass", _wide(tangent))(network, *arguments)
+        (value, _), t_value = tangent_engine("single_pass", _wide(tangent))(seen.of(network), *arguments)
     for handle in handles:
         handle.remove()
     return _Trace(value, t_value, layers)
 
 
-def _step(network: nn.Module, arguments: tuple, value: str, tangent: str) -> None:
+def _step(network: nn.Module, seen: Parameterization, arguments: tuple, value: str, tangent: str) -> None:
     network.zero_grad(set_to_none=True)
     with _computing(value, arguments[0][0].device):
-        (F, _), t_F = tangent_engine("single_pass", _wide(tangent))(network, *arguments)
+        (F, _), t_F = tangent_engine("single_pass", _wide(tangent))(seen.of(network), *arguments)
     (F * t_F).mean().backward()
 
 
@@ -159,10 +161,11 @@ def _arguments(generator: Generator) -> tuple:
 def _velocity(generator: Generator, u: Tensor, draws: Draws) -> Tensor:
     config = generator.config
     if config.objective.samples_as == "diffusion":
-        source = generator.network
+        source = generator
     elif config.teacher is not None and config.teacher.images is not None:
-        source = Generator.of(config.teacher.run, config.teacher.images, config.teacher.ema, generator.device).network
+        source = Generator.of(config.teacher.run, config.teacher.images, config.teacher.ema, generator.device)
     else:
         return velocity(draws.x0, draws.z, draws.t)
-    F, _ = copy.deepcopy(source).double()(u, draws.t, draws.labels)
+    network = parameterization(source.config).of(copy.deepcopy(source.network).double())
+    F, _ = network(u, draws.t, draws.labels)
     return config.sigma_data * F

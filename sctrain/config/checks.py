@@ -3,7 +3,7 @@
 import math
 
 from sctrain.config.deepspeed import refuse_contradictions
-from sctrain.config.objectives import DISTILLED, EarlyContinuous, Method, SimplifiedConsistency
+from sctrain.config.objectives import EarlyContinuous, Method, SimplifiedConsistency
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 
@@ -35,16 +35,17 @@ def guidance_mistake(method: Method, scale: float) -> str | None:
 
 
 def _check_teacher(config: RunConfig) -> None:
-    name = config.objective.name
-    if name in DISTILLED and config.teacher is None:
+    objective, name = config.objective, config.objective.name
+    if objective.distils and config.teacher is None:
         raise UserError(f"the objective '{name}' distils a teacher; name one with 'teacher.run' and 'teacher.ema'")
-    if name in ("sct", "sct_discrete") and config.objective.guided_scales is not None:
+    simplified = isinstance(objective, SimplifiedConsistency)
+    if simplified and not objective.distils and objective.guidance is not None:
         raise UserError(f"the objective '{name}' has no teacher to guide; remove 'objective.guidance', or distil")
-    if name == "sct" and config.objective.told_the_end:
+    if simplified and not objective.distils and objective.told_the_end:
         raise UserError("'objective.segments' are for scd: sct goes from its time to the data; remove it")
     if name == "lcf" and config.start_from is None:
         raise UserError("the objective 'lcf' fine-tunes an LCM; name it with 'start_from.run' and 'start_from.ema'")
-    if name not in DISTILLED and config.teacher is not None:
+    if not objective.distils and config.teacher is not None:
         raise UserError(f"the objective '{name}' has no teacher; remove 'teacher', or distil with for example scd")
 
 
@@ -64,13 +65,9 @@ def _check_counts(config: RunConfig) -> None:
 
 def _check_early(config: RunConfig) -> None:
     objective, stage = config.objective, config.deepspeed.get("zero_optimization", {}).get("stage")
-    if not isinstance(objective, EarlyContinuous):
+    if not isinstance(objective, EarlyContinuous) or objective.form == "stop_gradient":
         return
-    if objective.metric.name != "l2":
-        raise UserError(f"the objective '{objective.name}' is there for l2 alone; remove 'objective.metric'")
-    if objective.form == "stop_gradient":
-        return
-    if objective.name == "ct_continuous":
+    if not objective.distils:
         raise UserError(
             "'objective.form' full is for cd_continuous, for without a teacher's velocity its least is another "
             "function; set it to stop_gradient"

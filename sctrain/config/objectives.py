@@ -56,7 +56,13 @@ class Method(Strict):
 
     samples_as: ClassVar[Literal["diffusion", "consistency", "jumps"]] = "consistency"
     target_teaches: ClassVar[bool] = False  # the target network is a teacher, whose units never drop out
+    distillations: ClassVar[tuple[str, ...]] = ()  # those of its names that learn from a teacher
     label_dropout: Share = 0.0
+
+    @property
+    def distils(self) -> bool:
+        """Whether it learns from a teacher, a diffusion model."""
+        return getattr(self, "name", None) in self.distillations
 
     @property
     def guided_scales(self) -> GuidanceRange | None:
@@ -120,6 +126,7 @@ class ProgressiveDistillation(Method):
 
     samples_as: ClassVar = "jumps"
     target_teaches: ClassVar = True
+    distillations: ClassVar = ("pd",)
     name: Literal["pd"]
     first_steps: Annotated[int, Field(ge=1)] = 1024
     last_steps: Annotated[int, Field(ge=1)] = 1
@@ -141,45 +148,48 @@ class ProgressiveDistillation(Method):
 
 
 class OnGrid(Method):
-    """EDM's noise levels; the consistency function is the identity at the least of them."""
+    """EDM's noise levels."""
 
     sigma_min: Positive = 0.002
     sigma_max: Positive = 80.0
     rho: Positive = 7.0
-    metric: Distance = Distance()
 
     @model_validator(mode="after")
     def _ordered(self) -> OnGrid:
-        _refuse_disorder(self.sigma_min, self.sigma_max)
+        low, high = self.sigma_min, self.sigma_max
+        if low == high:
+            raise ValueError(f"sigma_min and sigma_max are both {low}; the second must be greater")
+        if low > high:
+            raise ValueError(f"sigma_min {low} is not below sigma_max {high}; exchange them")
         return self
+
+
+class Anchored(OnGrid):
+    """On EDM's noise levels, with a consistency function that is the identity at the least of them."""
 
     @property
     def anchor(self) -> float:
         return self.sigma_min
 
 
-def _refuse_disorder(sigma_min: float, sigma_max: float) -> None:
-    if sigma_min == sigma_max:
-        raise ValueError(f"sigma_min and sigma_max are both {sigma_min}; the second must be greater")
-    if sigma_min > sigma_max:
-        raise ValueError(f"sigma_min {sigma_min} is not below sigma_max {sigma_max}; exchange them")
-
-
-class ConsistencyDistillation(OnGrid):
+class ConsistencyDistillation(Anchored):
     """CD (CM 2023 algorithm 2)."""
 
+    distillations: ClassVar = ("cd",)
     name: Literal["cd"]
     levels: Levels = 18  # N
     solver: Literal["heun", "euler"] = "heun"
+    metric: Distance = Distance()
     target_decay: Fraction = 0.0  # mu
 
 
-class ConsistencyTraining(OnGrid):
+class ConsistencyTraining(Anchored):
     """CT (CM 2023 algorithm 3): N(k) from `first_levels` to about `last_levels`, mu(k) from `first_decay`."""
 
     name: Literal["ct"]
     first_levels: Levels = 2  # s0
     last_levels: Levels = 150  # s1
+    metric: Distance = Distance()
     first_decay: Fraction = 0.9  # mu0
 
     @model_validator(mode="after")
@@ -192,9 +202,10 @@ class ConsistencyTraining(OnGrid):
         return self.first_decay > 0
 
 
-class EarlyContinuous(OnGrid):
+class EarlyContinuous(Anchored):
     """The continuous-time losses of CM 2023 (appendix B), l2; `full` differentiates through the tangent (theorem 3)."""
 
+    distillations: ClassVar = ("cd_continuous",)
     name: Literal["ct_continuous", "cd_continuous"]
     form: Literal["stop_gradient", "full"] = "stop_gradient"
 
@@ -207,8 +218,8 @@ class EarlyContinuous(OnGrid):
         return self.form == "full"
 
 
-class ImprovedTraining(OnGrid):
-    """ICT (Song & Dhariwal 2023)."""
+class ImprovedTraining(Anchored):
+    """Improved consistency training, iCT (Song & Dhariwal 2023)."""
 
     name: Literal["ict"]
     first_levels: Levels = 10  # s0
@@ -247,7 +258,7 @@ class EasyTuning(Method):
 
 
 class SimplifiedConsistency(Method):
-    """SCM (sections 4 and 5): the tangent, normalised, with adaptive weighting."""
+    """What sCM's methods share (sections 4 and 5): the tangent, normalised, with adaptive weighting."""
 
     times: TimeDistribution = TimeDistribution()
     tangent_normalization: Literal["l2", "rms"] = "l2"  # which norm `tangent_constant` is compared with
@@ -259,6 +270,7 @@ class SimplifiedConsistency(Method):
 class ContinuousObjective(SimplifiedConsistency):
     """In continuous time: `sct` from data alone, `scd` from a teacher."""
 
+    distillations: ClassVar = ("scd",)
     name: Literal["sct", "scd"]
     segments: Annotated[int, Field(ge=1)] = 1  # of scd: it jumps to the lower end of its segment, M of them
 
@@ -271,19 +283,12 @@ class ContinuousObjective(SimplifiedConsistency):
         return True
 
 
-class DiscreteTwin(SimplifiedConsistency):
-    """The discrete twins of sCM (appendix E), on N levels of EDM's grid."""
+class DiscreteTwin(SimplifiedConsistency, OnGrid):
+    """The discrete twins of sCM (appendix E), on N levels of EDM's grid and the clean image."""
 
+    distillations: ClassVar = ("scd_discrete",)
     name: Literal["sct_discrete", "scd_discrete"]
     levels: Annotated[int, Field(ge=2, le=65_536)] = 1024  # closer ones float32 cannot tell apart near sigma_max
-    sigma_min: Positive = 0.002
-    sigma_max: Positive = 80.0
-    rho: Positive = 7.0
-
-    @model_validator(mode="after")
-    def _ordered(self) -> DiscreteTwin:
-        _refuse_disorder(self.sigma_min, self.sigma_max)
-        return self
 
 
 class Adversary(Strict):
@@ -302,11 +307,13 @@ class TrajectoryObjective(OnGrid):
     """
 
     samples_as: ClassVar = "jumps"
+    distillations: ClassVar = ("ctm",)
     name: Literal["ctm"]
     levels: Levels = 18  # N; 0 is one more
     matching: Literal["soft", "global", "local"] = "soft"
     teacher_steps: Annotated[int, Field(ge=1)] | None = None  # Heun, U{1 .. this} of them each time; None: N
     jump_by: Literal["student", "target"] = "student"  # who jumps from u to s: sg(theta), or theta-
+    metric: Distance = Distance()
     target_decay: Fraction = 0.999  # 0: the target is the student after every step
     denoising: NotNegative = 1.0  # factor of the denoising term after balancing; 0 leaves it out
     times: TimeDistribution = TimeDistribution(mean=-1.2, std=1.2)  # of the denoising term's lower half
@@ -317,10 +324,6 @@ class TrajectoryObjective(OnGrid):
         if self.teacher_steps is not None and self.teacher_steps > self.levels:
             raise ValueError(f"teacher_steps {self.teacher_steps} exceeds levels {self.levels}, which is the most")
         return self
-
-    @property
-    def anchor(self) -> float:
-        return 0.0
 
     @property
     def told_the_end(self) -> bool:
@@ -334,6 +337,7 @@ class TrajectoryObjective(OnGrid):
 class LatentConsistency(Method):
     """LCM (Luo et al. 2023): `lcm` distils a guided teacher over skipped DDIM steps, `lcf` fine-tunes without one."""
 
+    distillations: ClassVar = ("lcm",)
     name: Literal["lcm", "lcf"]
     ddim_steps: Annotated[int, Field(ge=2, le=1000)] = 50  # among the process's 1000
     guidance: GuidanceRange = GuidanceRange(low=3.0, high=15.0)  # scale 1 + w of the paper's w in [2, 14]
@@ -356,4 +360,3 @@ Objective = Annotated[
     | LatentConsistency,
     Field(discriminator="name"),
 ]
-DISTILLED: tuple[str, ...] = ("pd", "cd", "cd_continuous", "scd", "scd_discrete", "ctm", "lcm")  # from a teacher

@@ -18,7 +18,7 @@ from sctrain.building import model_space, parameterization, trained_network
 from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.evaluation.method import Method, guidance_scale, times_of
 from sctrain.files import write_bytes
-from sctrain.guidance import guided
+from sctrain.guidance import guided_network
 from sctrain.processes import ModelSpace
 from sctrain.sampling import consistency_sample, initial_noise, jump_sample, ode_sample
 from sctrain.snapshots import newest_images, snapshot_config
@@ -102,7 +102,7 @@ class Generator:
             return network(u, t, labels, scale, end)
         if self.guidance == 1:
             return network(u, t, labels, None, end)
-        return guided(network, u, t, labels, scale, len(self.about.classes)), torch.zeros_like(t)
+        return guided_network(network, scale, len(self.about.classes))(u, t, labels)
 
 
 def teacher_solutions(

@@ -10,11 +10,11 @@ from sctrain.objectives.diffusion import Diffusion
 from sctrain.objectives.discrete import DiscreteConsistency, EdmWeight, even, inverse_gap
 from sctrain.objectives.drawing import Data
 from sctrain.objectives.early import EarlyContinuous
-from sctrain.objectives.levels import DdimPairs, Grid, LognormalPairs, MappedPairs, UniformPairs, ct_decay
+from sctrain.objectives.levels import DdimPairs, FromData, Grid, LognormalPairs, MappedPairs, UniformPairs, ct_decay
 from sctrain.objectives.metrics import Images, build_metric
 from sctrain.objectives.progressive import ProgressiveDistillation
 from sctrain.objectives.trajectory import ConsistencyTrajectory
-from sctrain.objectives.twins import DiscreteTwin, FromData
+from sctrain.objectives.twins import DiscreteTwin
 from sctrain.processes import T_MAX, ModelSpace, sigma_at
 
 
@@ -39,14 +39,14 @@ def _progressive(method: config.ProgressiveDistillation, data: Data, _: Images) 
 
 
 def _cd(method: config.ConsistencyDistillation, data: Data, images: Images) -> Objective:
-    pairs, keep = UniformPairs(_grid(method), method.levels), method.target_decay
+    pairs, keep = UniformPairs(Grid.of(method), method.levels), method.target_decay
     return _discrete(
         method, data, images, pairs, neighbour=method.solver, weight=even, keep=(lambda _: keep) if keep else None
     )
 
 
 def _ct(method: config.ConsistencyTraining, data: Data, images: Images) -> Objective:
-    pairs = UniformPairs(_grid(method), method.first_levels, method.last_levels)
+    pairs = UniformPairs(Grid.of(method), method.first_levels, method.last_levels)
 
     def keep(done: float) -> float:
         return ct_decay(pairs.count(done), method.first_levels, method.first_decay)
@@ -58,7 +58,7 @@ def _ct(method: config.ConsistencyTraining, data: Data, images: Images) -> Objec
 
 def _ict(method: config.ImprovedTraining, data: Data, images: Images) -> Objective:
     times = (method.times.mean, method.times.std)
-    pairs = LognormalPairs(_grid(method), method.first_levels, method.last_levels, *times)
+    pairs = LognormalPairs(Grid.of(method), method.first_levels, method.last_levels, *times)
     return _discrete(method, data, images, pairs, neighbour="noise", weight=inverse_gap)
 
 
@@ -76,7 +76,7 @@ def _lcm(method: config.LatentConsistency, data: Data, images: Images) -> Object
         data,
         images,
         DdimPairs(data.sigma_data, method.ddim_steps),
-        neighbour="euler" if method.name == "lcm" else "noise",
+        neighbour="euler" if method.distils else "noise",
         weight=even,
         keep=(lambda _: keep) if keep else None,
         guidance=guidance,
@@ -88,8 +88,7 @@ def _continuous(method: config.ContinuousObjective, data: Data, _: Images) -> Ob
 
 
 def _twin(method: config.DiscreteTwin, data: Data, _: Images) -> Objective:
-    grid = FromData(method.sigma_min, method.sigma_max, method.rho)
-    return DiscreteTwin(**_simplified(method, data), grid=grid, levels=method.levels)
+    return DiscreteTwin(**_simplified(method, data), grid=FromData.of(method), levels=method.levels)
 
 
 def _early(method: config.EarlyContinuous, data: Data, _: Images) -> Objective:
@@ -97,8 +96,8 @@ def _early(method: config.EarlyContinuous, data: Data, _: Images) -> Objective:
         data.sigma_data,
         data.num_classes,
         method.label_dropout,
-        distill=method.name in config.DISTILLED,
-        grid=_grid(method),
+        distill=method.distils,
+        grid=Grid.of(method),
         full=method.form == "full",
     )
 
@@ -108,7 +107,7 @@ def _trajectory(method: config.TrajectoryObjective, data: Data, images: Images) 
         data.sigma_data,
         data.num_classes,
         method.label_dropout,
-        _grid(method),
+        FromData.of(method),
         levels=method.levels,
         most_steps=method.teacher_steps or method.levels,
         matching=method.matching,
@@ -129,17 +128,13 @@ def _discrete(method: Any, data: Data, images: Images, pairs: Any, **parts: Any)
     )
 
 
-def _grid(method: config.OnGrid) -> Grid:
-    return Grid(method.sigma_min, method.sigma_max, method.rho)
-
-
 def _simplified(method: config.ContinuousObjective | config.DiscreteTwin, data: Data) -> dict[str, Any]:
     names = ("sigma_data", "num_classes", "time_mean", "time_std", "label_dropout")
     tangents = ("tangent_normalization", "tangent_constant", "tangent_warmup_images")
     return {
         **dict(zip(names, _with_times(method, data), strict=True)),
         **{name: getattr(method, name) for name in tangents},
-        "distill": method.name in config.DISTILLED,
+        "distill": method.distils,
         "guidance": method.guidance and (method.guidance.low, method.guidance.high),
     }
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sctrain.objectives.base import Batch, Draws, Loss, Networks, Progress
 from sctrain.objectives.diffusion import weighted
-from sctrain.objectives.drawing import TrigFlowDraws, l2_norm, mean_square, rms_factor
+from sctrain.objectives.drawing import TrigFlowDraws, is_finite, l2_norm, mean_square, rms_factor
 from sctrain.objectives.flow import FollowsFlow, Trajectory
 from sctrain.processes import T_MAX, diffuse, per_sample
 from sctrain.randomness import SampleGenerator
@@ -36,9 +36,14 @@ def consistency_tangent(
 
 
 def normalized(g: Tensor, constant: float, norm: Literal["l2", "rms"]) -> Tensor:
-    """G / (||g|| + c) per sample (sCM section 4.1). "rms" compares c with ||g|| / sqrt(D), as FastGen does."""
+    """The step g / (||g|| + c) of each sample (sCM section 4.1). "rms" compares c with ||g|| / sqrt(D)."""
     scale = rms_factor(g) if norm == "rms" else 1.0
     return g / per_sample(l2_norm(g) / scale + constant, g)
+
+
+def warmup(images: int, warmup_images: int) -> float:
+    """r rises linearly from 0 to 1 (sCM section 4.1)."""
+    return min(1.0, images / warmup_images) if warmup_images else 1.0
 
 
 class Evaluation(NamedTuple):
@@ -62,14 +67,11 @@ class SimplifiedConsistency(FollowsFlow, TrigFlowDraws, ABC):
 
     def draw(self, generator: SampleGenerator, batch: Batch, progress: Progress) -> Draws:
         draws = super().draw(generator, batch, progress)
-        if self.guidance is None:
-            return draws
-        low, high = self.guidance
-        return replace(draws, guidance=low + (high - low) * generator.uniform())
+        return replace(draws, guidance=self.scale(generator, self.guidance))
 
     def warmup(self, progress: Progress) -> float:
-        """r rises linearly from 0 to 1 (sCM section 4.1)."""
-        return min(1.0, progress.images / self.tangent_warmup_images) if self.tangent_warmup_images else 1.0
+        """The factor r."""
+        return warmup(progress.images, self.tangent_warmup_images)
 
     @abstractmethod
     def evaluate(self, draws: Draws, networks: Networks) -> Evaluation:
@@ -79,7 +81,7 @@ class SimplifiedConsistency(FollowsFlow, TrigFlowDraws, ABC):
         """e^w / D ||F - F- - g / (||g|| + c)||^2 - w (sCM eq. 8)."""
         F, log_weight, g, t_F = self.evaluate(draws, networks)
         target = F.detach()
-        sound = g.isfinite().flatten(1).all(dim=1)  # a tangent that overflowed teaches nothing: its sample is dropped
+        sound = is_finite(g)
         step = normalized(g.where(per_sample(sound, g), 0), self.tangent_constant, self.tangent_normalization)
         error = mean_square(F - (target + step))
         diagnostics = {

@@ -15,13 +15,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sctrain.guidance import guided
+from sctrain.guidance import guided_network
 from sctrain.objectives.base import Batch, Draws, Loss, Networks, Progress
-from sctrain.objectives.drawing import Data, l2_norm
+from sctrain.objectives.drawing import Data, is_finite, l2_norm
 from sctrain.objectives.levels import Pairs
 from sctrain.objectives.metrics import Metric
-from sctrain.parameterization import Network
-from sctrain.processes import denoise, diffuse, sigma_of, time_of
+from sctrain.processes import denoise, diffuse, per_sample, sigma_of, time_of
 from sctrain.randomness import SampleGenerator
 from sctrain.solvers import ode_step
 
@@ -29,18 +28,18 @@ Weight = Callable[[Tensor, Tensor], Tensor]
 
 
 def even(sigma_t: Tensor, sigma_s: Tensor) -> Tensor:
-    """Lambda = 1 (CM 2023)."""
+    """The weight 1 (CM 2023)."""
     return torch.ones_like(sigma_t)
 
 
 def inverse_gap(sigma_t: Tensor, sigma_s: Tensor) -> Tensor:
-    """Lambda = 1 / (sigma_t - sigma_s) (iCT section 3.3, ECT)."""
+    """The weight 1 / (sigma_t - sigma_s) (iCT section 3.3, ECT)."""
     return 1 / (sigma_t - sigma_s)
 
 
 @dataclass(frozen=True)
 class EdmWeight:
-    """Lambda = (sigma_t^2 + sigma_d^2) / (sigma_t sigma_d)^2 = 1 / c_out^2 (ECT on ImageNet)."""
+    """The weight (sigma_t^2 + sigma_d^2) / (sigma_t sigma_d)^2 = 1 / c_out^2 (ECT on ImageNet)."""
 
     sigma_data: float
 
@@ -65,11 +64,7 @@ class DiscreteConsistency(Data):
         levels = self.pairs.draw(generator, progress.done)
         t, s = (time_of(sigma, self.sigma_data).to(batch.x0.dtype) for sigma in levels)
         z, labels = self.noise(generator, batch), self.labels(generator, batch, self.label_dropout)
-        scale = None
-        if self.guidance is not None:
-            low, high = self.guidance
-            scale = low + (high - low) * generator.uniform()
-        return Draws(batch.x0, z, t, labels, guidance=scale, s=s)
+        return Draws(batch.x0, z, t, labels, guidance=self.scale(generator, self.guidance), s=s)
 
     def loss(self, draws: Draws, networks: Networks) -> Loss:
         x_t, t, s = diffuse(draws.x0, draws.z, draws.t), draws.t, draws.s
@@ -78,8 +73,8 @@ class DiscreteConsistency(Data):
         inputs = ((x / self.sigma_data, time, *draws.conditions) for x, time in ((x_t, t), (x_s, s)))
         (F_t, _), F_s = networks.pair(*inputs)
         f_t, f_s = denoise(x_t, F_t, t, self.sigma_data), denoise(x_s, F_s, s, self.sigma_data)
-        sound = f_s.isfinite().flatten(1).all(dim=1)  # a target that overflowed teaches nothing
-        distance = self.metric(f_t, f_s.where(sound.reshape(-1, *(1,) * (f_s.ndim - 1)), 0))
+        sound = is_finite(f_s)
+        distance = self.metric(f_t, f_s.where(per_sample(sound, f_s), 0))
         weight = self.weight(*(sigma_of(time.double(), self.sigma_data) for time in (t, s))).to(distance.dtype)
         gap = l2_norm(f_t.detach() - f_s) / l2_norm(x_t - x_s).clamp_min(torch.finfo(x_t.dtype).tiny)
         return Loss((weight * distance).where(sound, 0), {"distance": distance.detach(), "slope": gap}, dropped=~sound)
@@ -90,15 +85,11 @@ class DiscreteConsistency(Data):
         if self.neighbour == "noise":
             return diffuse(draws.x0, draws.z, draws.s)
         assert networks.teacher is not None, "a distillation needs a teacher"
-        teacher = networks.teacher if draws.guidance is None else self._guided(networks.teacher, draws.guidance)
+        teacher = networks.teacher
+        if draws.guidance is not None:
+            teacher = guided_network(teacher, draws.guidance, self.num_classes)
         with torch.no_grad():
             return ode_step(teacher, x_t, draws.t, draws.s, (draws.labels,), self.sigma_data, self.neighbour)
-
-    def _guided(self, teacher: Network, scale: Tensor) -> Network:
-        def network(u: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            return guided(teacher, u, t, labels, scale, self.num_classes), torch.zeros_like(t)
-
-        return network
 
     def target_keep(self, before: Progress, after: Progress) -> float | None:
         return None if self.keep is None else self.keep(before.done)

@@ -1,4 +1,4 @@
-"""The random part that TrigFlow objectives share: times, noise, label dropout; and norms per sample."""
+"""The random part that TrigFlow objectives share: times, noise, label dropout; and what is asked of each sample."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sctrain.objectives.base import Batch, Draws, Progress
-from sctrain.processes import T_MAX
+from sctrain.processes import T_MAX, time_of
 from sctrain.randomness import SampleGenerator
 
 
@@ -19,12 +19,19 @@ class Data:
     num_classes: int
 
     def noise(self, generator: SampleGenerator, batch: Batch) -> Tensor:
-        """Z ~ N(0, sigma_d^2 I), (B, C, H, W)."""
+        """Noise z ~ N(0, sigma_d^2 I): (B, C, H, W)."""
         return self.sigma_data * generator.normal(batch.x0.shape[1:])
 
     def labels(self, generator: SampleGenerator, batch: Batch, dropout: float) -> Tensor:
         """The labels, each dropped with this probability: (B,)."""
         return torch.where(generator.uniform() < dropout, self.num_classes, batch.labels)
+
+    def scale(self, generator: SampleGenerator, interval: tuple[float, float] | None) -> Tensor | None:
+        """The scale of guidance, uniform in `interval`: (B,); None where there is none."""
+        if interval is None:
+            return None
+        low, high = interval
+        return low + (high - low) * generator.uniform()
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class TrigFlowDraws(Data):
     def times(self, generator: SampleGenerator, progress: Progress) -> tuple[Tensor, Tensor | None]:
         """tau ~ N(mean, std^2), t = arctan(exp(tau) / sigma_d) (sCM eq. 5), at most T_MAX; and no second time."""
         tau = self.time_mean + self.time_std * generator.normal()
-        return torch.atan(tau.exp() / self.sigma_data).clamp(max=T_MAX), None
+        return time_of(tau.exp(), self.sigma_data).clamp(max=T_MAX), None
 
     def warmup(self, progress: Progress) -> float:
         """The factor r of the draws; objectives without a warm-up have 1."""
@@ -54,6 +61,11 @@ class TrigFlowDraws(Data):
     def target_keep(self, before: Progress, after: Progress) -> float | None:
         """There is no target network."""
         return None
+
+
+def is_finite(x: Tensor) -> Tensor:
+    """Whether a sample is finite everywhere: (B, ...) -> (B,). What has overflowed teaches nothing and is dropped."""
+    return x.isfinite().flatten(1).all(dim=1)
 
 
 def l2_norm(x: Tensor) -> Tensor:

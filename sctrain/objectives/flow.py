@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sctrain.guidance import guided
+from sctrain.guidance import guided_network
 from sctrain.objectives.base import Draws, Networks
 from sctrain.processes import per_sample, velocity
 
@@ -41,12 +41,12 @@ class FollowsFlow:
         if not self.distill:
             return velocity(draws.x0, draws.z, draws.t)
         assert networks.teacher is not None, "a distillation needs a teacher"
+        teacher = networks.teacher
+        if draws.guidance is not None:
+            teacher = guided_network(teacher, draws.guidance, self.num_classes)
         with torch.no_grad():
-            if draws.guidance is None:
-                return self.sigma_data * networks.teacher(u, draws.t, draws.labels)[0]
-            return self.sigma_data * guided(
-                networks.teacher, u, draws.t, draws.labels, draws.guidance, self.num_classes
-            )
+            F, _ = teacher(u, draws.t, draws.labels)
+        return self.sigma_data * F
 
     def trajectory_at(
         self, draws: Draws, x_t: Tensor, networks: Networks, angle: Tensor, conditions: tuple[Any, ...]

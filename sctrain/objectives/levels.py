@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
+from sctrain.config.objectives import OnGrid
 from sctrain.randomness import SampleGenerator
 
 
@@ -23,6 +24,11 @@ class Grid:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
+
+    @classmethod
+    def of(cls, method: OnGrid) -> Self:
+        """The grid that a configuration describes."""
+        return cls(method.sigma_min, method.sigma_max, method.rho)
 
     def levels(self, count: int) -> Tensor:
         """sigma_1 = sigma_min < ... < sigma_N = sigma_max: (N,) float64, N >= 2."""
@@ -41,6 +47,15 @@ class Grid:
     @property
     def _ends(self) -> tuple[float, float]:
         return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+
+
+@dataclass(frozen=True)
+class FromData(Grid):
+    """EDM's noise levels and the clean image below them: sigma_0 = 0 < sigma_1 < ... < sigma_N."""
+
+    def levels(self, count: int) -> Tensor:
+        """sigma_0 .. sigma_N: (N + 1,) float64, N + 1 = `count` >= 3."""
+        return torch.cat([torch.zeros(1, dtype=torch.float64), super().levels(count - 1)])
 
 
 def ct_levels(done: float, first: int, last: int) -> int:

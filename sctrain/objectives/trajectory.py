@@ -33,8 +33,8 @@ from torch import Tensor
 from models.tangent.randomness import RandomState
 from sctrain.objectives.adversarial import judgement, realism
 from sctrain.objectives.base import Batch, Draws, Loss, Networks, Progress
-from sctrain.objectives.drawing import Data, mean_square
-from sctrain.objectives.levels import Grid
+from sctrain.objectives.drawing import Data, is_finite, mean_square
+from sctrain.objectives.levels import FromData
 from sctrain.objectives.metrics import Metric
 from sctrain.processes import T_MAX, denoise, diffuse, jump, per_sample, time_of, velocity
 from sctrain.randomness import SampleGenerator
@@ -61,7 +61,7 @@ class ConsistencyTrajectory(Data):
     """CTM on the N + 1 times 0, sigma_1 .. sigma_N."""
 
     label_dropout: float
-    grid: Grid
+    grid: FromData
     levels: int  # N
     most_steps: int  # of the teacher, at most N
     matching: Literal["soft", "global", "local"]
@@ -96,8 +96,7 @@ class ConsistencyTrajectory(Data):
 
     def times(self) -> Tensor:
         """0 and the grid, ascending: (N + 1,) float64."""
-        sigmas = self.grid.levels(self.levels)
-        return time_of(torch.cat([sigmas.new_zeros(1), sigmas]), self.sigma_data)
+        return time_of(self.grid.levels(self.levels + 1), self.sigma_data)
 
     def teacher_steps(self, generator: SampleGenerator, progress: Progress) -> int:
         """h: 1 for local matching, else U{1 .. most_steps}."""
@@ -106,8 +105,7 @@ class ConsistencyTrajectory(Data):
     def denoising_times(self, generator: SampleGenerator) -> Tensor:
         """Half of them ln sigma ~ N(mean, std^2), half even in sigma^(1/rho) over the grid's upper 70%: (B,)."""
         lower = (self.time_mean + self.time_std * generator.normal().double()).exp()
-        high, low = (level ** (1 / self.grid.rho) for level in (self.grid.sigma_max, self.grid.sigma_min))
-        upper = (high + UPPER_PART * generator.uniform().double() * (low - high)) ** self.grid.rho
+        upper = self.grid.at(1 - UPPER_PART * generator.uniform().double())
         sigma = torch.where(generator.uniform() < 0.5, lower, upper)
         return time_of(sigma, self.sigma_data).clamp(max=T_MAX)
 
@@ -164,7 +162,7 @@ class ConsistencyTrajectory(Data):
         randomness = RandomState(x_t.device)  # the target network's two jumps to 0 draw the same dropout masks too
         with torch.no_grad():
             goal = self.to_data(jump(x_u, F_u, u, s, self.sigma_data), draws, networks)
-        sound = goal.isfinite().flatten(1).all(dim=1)  # a goal that overflowed teaches nothing
+        sound = is_finite(goal)
         goal = goal.where(per_sample(sound, goal), 0)
 
         def distance(F: Tensor) -> Tensor:

@@ -9,14 +9,13 @@ At r = 1 this is (f(x_t, t) - f(x_s, s)) / sin(t - s), which tends to df/dt as s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from sctrain.objectives.base import Draws, Networks, Progress
 from sctrain.objectives.continuous import Evaluation, SimplifiedConsistency
-from sctrain.objectives.levels import Grid, LognormalPairs
+from sctrain.objectives.levels import FromData, LognormalPairs
 from sctrain.processes import diffuse, jump, per_sample, time_of
 from sctrain.randomness import SampleGenerator
 
@@ -31,18 +30,10 @@ def difference(
 
 
 @dataclass(frozen=True)
-class FromData(Grid):
-    """EDM's noise levels and the clean image below them: sigma_0 = 0 < sigma_1 < ... < sigma_N."""
-
-    def levels(self, count: int) -> Tensor:
-        return torch.cat([torch.zeros(1, dtype=torch.float64), super().levels(count - 1)])
-
-
-@dataclass(frozen=True)
 class DiscreteTwin(SimplifiedConsistency):
     """`sct_discrete` where there is no teacher, `scd_discrete` where there is one."""
 
-    grid: Grid = FromData()
+    grid: FromData = field(default_factory=FromData)
     levels: int = 1024  # N
 
     def times(self, generator: SampleGenerator, progress: Progress) -> tuple[Tensor, Tensor | None]:

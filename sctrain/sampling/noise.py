@@ -9,7 +9,7 @@ from sctrain.randomness import Purpose, SampleGenerator
 
 
 def initial_noise(seed: int, indices: Tensor, shape: Sequence[int], sigma_data: float) -> Tensor:
-    """Z ~ N(0, sigma_d^2 I) of images number `indices` (B,): (B, *shape)."""
+    """Noise z ~ N(0, sigma_d^2 I) of images number `indices` (B,): (B, *shape)."""
     return sigma_data * SampleGenerator(seed, indices, Purpose.INITIAL_NOISE).normal(shape)
 
 

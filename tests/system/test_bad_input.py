@@ -28,8 +28,9 @@ def short(sctrain):
 
 def test_run_folder_of_another_configuration(sctrain, short):
     network = {"name": "dit", "width": 64, "depth": 2, "heads": 2, "patch_size": 2}
-    sentence = refused(sctrain, "train", sctrain.config(short, network=network), "--ranks", 1)
-    assert "network.width: 32 -> 64" in sentence and "run_dir" in sentence
+    sentence = refused(sctrain, "train", sctrain.config(short, network=network, noise_input="log_sigma"), "--ranks", 1)
+    assert "network.width: 32 -> 64" in sentence and "noise_input: 't' -> 'log_sigma'" in sentence
+    assert "run_dir" in sentence
 
 
 def test_folder_in_use(sctrain, short):

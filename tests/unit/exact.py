@@ -10,8 +10,8 @@ from torch import Tensor
 from models.tangent.engines import single_pass
 from sctrain.objectives.base import Batch, Draws, Progress
 from sctrain.objectives.early import EarlyContinuous
-from sctrain.objectives.levels import Grid
-from sctrain.objectives.twins import DiscreteTwin, FromData
+from sctrain.objectives.levels import FromData, Grid
+from sctrain.objectives.twins import DiscreteTwin
 from sctrain.processes import T_MAX, per_sample, sigma_of
 from sctrain.randomness import Purpose, SampleGenerator
 

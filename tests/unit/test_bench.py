@@ -8,6 +8,7 @@ import pytest
 import torch
 from digits import publish_random, tiny_config
 
+from models.tangent.dual import value_of
 from models.tangent.engines import TANGENT_ENGINES
 from sctrain import cli
 from sctrain.allocator import keep_freed_memory
@@ -17,6 +18,7 @@ from sctrain.bench.plain import plain_forward
 from sctrain.bench.step import StepSettings, _network
 from sctrain.bench.table import table
 from sctrain.bench.timing import WARM_UP, Spread, Step, interleaved
+from sctrain.evaluation.generation import Generator
 
 MIB = 2**18  # float32 elements
 SMALL = ["--width", "32", "--depth", "2", "--heads", "2", "--side", "8", "--rounds", "1"]
@@ -130,6 +132,22 @@ def test_precision_rows(capsys, tmp_path):
     assert "Tangent error after each block" in capsys.readouterr().out
     assert cli.main(["bench", "precision", str(tmp_path / "run"), "--ema", "2"]) == 2
     assert "--ema 2 is not a relative width between 0 and" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("objective", ["edm", "ct"])
+def test_precision_is_measured_at_what_the_network_is_told(capsys, monkeypatch, tmp_path, objective):
+    """Some sigma are below 1, where EDM's ln(sigma) / 4 is negative, which no angle is."""
+    publish_random(tiny_config(tmp_path / "run", objective, noise_input="log_sigma"), 16)
+    least, of = [], Generator.of
+
+    def watched(*arguments):
+        generator = of(*arguments)
+        generator.network.register_forward_pre_hook(lambda _, inputs: least.append(value_of(inputs[1]).min().item()))
+        return generator
+
+    monkeypatch.setattr(Generator, "of", staticmethod(watched))
+    rows_of(capsys, "precision", str(tmp_path / "run"), "--rounds", "1")
+    assert len(least) > 5 and max(least) < 0
 
 
 @pytest.mark.parametrize(

@@ -307,7 +307,10 @@ REPLICATED = "deepspeed.zero_optimization.stage=0"
         ([*FULL, REPLICATED, "precision=bf16"], "full needs 'precision' fp32"),
         ([*FULL, REPLICATED, "compute.checkpointing=true"], "full needs 'compute.checkpointing' false"),
         ([*FULL, REPLICATED, "compute.compile=true"], "full needs 'compute.compile' false"),
-        (["objective.name=ct_continuous", "objective.metric.name=l1"], "'ct_continuous' is there for l2 alone"),
+        (
+            ["objective.name=ct_continuous", "objective.metric.name=l1"],
+            "'objective.metric' is no key of this objective",
+        ),
         (["objective.segments=2"], "'objective.segments' are for scd"),
         (["objective.name=scd_discrete"], "the objective 'scd_discrete' distils a teacher"),
         (["objective.name=sct_discrete", "objective.guidance={high: 2}"], "'sct_discrete' has no teacher to guide"),

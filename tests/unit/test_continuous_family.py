@@ -17,8 +17,8 @@ from models.tangent.recorded import recorded
 from sctrain.objectives.base import Draws, Networks
 from sctrain.objectives.continuous import ContinuousConsistency, consistency_tangent
 from sctrain.objectives.drawing import l2_norm
-from sctrain.objectives.levels import lognormal_cells
-from sctrain.objectives.twins import FromData, difference
+from sctrain.objectives.levels import FromData, lognormal_cells
+from sctrain.objectives.twins import difference
 from sctrain.parameterization import Parameterization
 from sctrain.processes import T_MAX, denoise, diffuse, jump, per_sample, time_of, velocity
 

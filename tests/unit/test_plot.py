@@ -4,15 +4,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sctrain import cli
 from sctrain.commands import sweep
 from sctrain.config.loading import load
+from sctrain.config.objectives import TrajectoryObjective
 from sctrain.config.recipes import recipe_names
+from sctrain.objectives import build_objective
+from sctrain.objectives.base import Batch, Progress
+from sctrain.objectives.drawing import Data
+from sctrain.objectives.trajectory import ConsistencyTrajectory
+from sctrain.processes import sigma_of
+from sctrain.randomness import Purpose, SampleGenerator
 from sctrain.reporting.curves import spread_plot
 from sctrain.reporting.panels import Curve, Panel
-from sctrain.schedule_curves import schedule_panels
+from sctrain.schedule_curves import schedule_panels, start_shares
 
 ALWAYS = ["Noise levels drawn", "Learning rate", "EMA profiles"]
 
@@ -49,6 +57,40 @@ def test_probabilities_sum_to_one(recipe: str):
         log_sigma, density = np.log(curve.x), np.asarray(curve.y)
         area = (density * np.diff(log_sigma)).sum() if curve.held else np.trapezoid(density, log_sigma)
         assert area == pytest.approx(1, abs=6e-3), curve.label
+
+
+def ctm(**settings) -> tuple[ConsistencyTrajectory, list[Curve]]:
+    """The objective, and the curves of its noise levels by the terms of its loss."""
+    overrides = [f"objective.{key}={value}" for key, value in settings.items()]
+    config = load("cifar10/ctm.yaml", [*overrides, "objective.metric={name: l2, weights: null}"])
+    assert isinstance(config.objective, TrajectoryObjective)
+    made = build_objective(config.objective, Data(config.sigma_data, 10), (1, 1, 1))
+    assert isinstance(made, ConsistencyTrajectory)
+    return made, panels("cifar10/ctm.yaml", *overrides)["Noise levels drawn"].curves
+
+
+@pytest.mark.parametrize("settings", [{}, {"matching": "local"}, {"teacher_steps": 3}])
+def test_jumps_of_ctm_start_as_often_as_is_shown(settings: dict):
+    made, (matching, _) = ctm(**settings)
+    batch, times, drawn = Batch(torch.zeros(8, 1, 1, 1), torch.zeros(8).long()), made.times().float(), []
+    for step in range(2000):
+        generator = SampleGenerator(0, range(8 * step, 8 * step + 8), Purpose.TRAINING)
+        drawn.append(made.draw(generator, batch, Progress(step, 2000)).t)
+    shares = torch.bincount(torch.searchsorted(times, torch.cat(drawn)), minlength=len(times)) / 16_000
+    expected = start_shares(made.levels, 1 if made.matching == "local" else made.most_steps)
+    torch.testing.assert_close(shares[1:].double(), expected, rtol=0, atol=0.015)
+    widths = np.diff(np.log(matching.x))
+    np.testing.assert_allclose(matching.y * widths, expected, rtol=1e-9)
+
+
+def test_the_denoising_term_of_ctm_draws_what_is_shown():
+    made, (_, denoising) = ctm()
+    t = made.denoising_times(SampleGenerator(0, range(100_000), Purpose.TRAINING))
+    log_sigma, edges = sigma_of(t, made.sigma_data).log().numpy(), np.log(denoising.x)
+    below = np.concatenate([[0], np.cumsum(denoising.y * np.diff(edges))])
+    for place in (50, 150, 220, 300, 350):
+        assert (log_sigma < edges[place]).mean() == pytest.approx(below[place], abs=6e-3)
+    assert len(ctm(denoising=0)[1]) == 1
 
 
 def ends(curve: Curve) -> tuple[float, float]:

@@ -70,6 +70,25 @@ def test_with_exact_segments_the_loss_is_zero(images):
     assert other.mean() > 1e-6
 
 
+def test_a_target_that_overflowed_drops_its_sample_and_no_other():
+    objective = build(first_steps=8)
+    draws = drawn(objective, Progress(0, 400))
+    factor = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    def student(u, t, labels):
+        return factor * GAUSSIAN.student(u, t, labels)[0], torch.zeros_like(t)
+
+    def teacher(u, t, labels):
+        F, w = GAUSSIAN.teacher(u, t, labels)
+        return F.where(per_sample(torch.arange(B) != 2, F), float("inf")), w
+
+    loss = objective.loss(draws, Networks(student, single_pass, target=teacher))
+    assert loss.dropped is not None and loss.dropped.tolist() == [index == 2 for index in range(B)]
+    assert loss.per_sample[2] == 0 and (loss.per_sample[~loss.dropped] > 0).all()
+    loss.per_sample.sum().backward()
+    assert factor.grad is not None and factor.grad.isfinite()
+
+
 def test_stages():
     """N = 1024, 512, ..., 1 in eleven equal parts, and the target becomes the student between two of them."""
     objective = build()

@@ -9,7 +9,6 @@ import pytest
 
 from sctrain.commands import smoke
 from sctrain.config.loading import load
-from sctrain.config.objectives import DISTILLED
 from sctrain.config.recipes import recipe_names, recipe_of
 from sctrain.errors import UserError
 from sctrain.smoke.data import described
@@ -63,7 +62,7 @@ def test_a_recipe_loads_and_what_it_builds_on_is_a_recipe_too(name: str):
             assert {**vars(other.network), **same} == vars(config.network)
     if config.teacher is not None and config.objective.guided_scales is not None:
         assert recipe_of(config.teacher.run, name).objective.label_dropout > 0
-    assert (config.teacher is not None) == (config.objective.name in DISTILLED)
+    assert (config.teacher is not None) == (config.objective.distils)
 
 
 def test_names_and_run_folders_are_their_own():
