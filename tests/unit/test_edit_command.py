@@ -159,7 +159,7 @@ def test_interpolation_starts_with_the_first_image_of_a_seed(runs: Path, folder:
         assert (read(folder / f"grid-{i}.png").int() - expected.int()).abs().max() <= 1
 
 
-@pytest.mark.parametrize(("run", "sigma_max"), [("gray", 79.4), ("lcm", 7.303), ("near", 4.0), ("ctm", 79.4)])
+@pytest.mark.parametrize(("run", "sigma_max"), [("gray", 79.4), ("lcm", 7.303), ("near", 4.0), ("ctm", 80.0)])
 def test_noise_levels_end_where_the_process_of_the_run_does(runs: Path, run: str, sigma_max: float):
     model = Model.of(runs / run)
     times = model.times(40)

@@ -138,7 +138,7 @@ def test_guidance_of_a_teacher_and_of_a_guided_student(tmp_path: Path, teacher: 
 
 def test_guidance_that_a_student_has_not_learnt_is_refused(tmp_path: Path, teacher: Path):
     run = student(tmp_path / "scd", teacher, 16)
-    with pytest.raises(UserError, match="distilled without 'objective"):
+    with pytest.raises(UserError, match="trained without guidance, so it draws at guidance 1 alone"):
         Generator.of(run, 16, 0.05, CPU, 2.0)
 
 
