@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from data_pipeline.loader import ShardedDataset
 from models.tangent.engines import tangent_engine
 from sctrain import building
-from sctrain.bench.table import figure, table
 from sctrain.bench.timing import Step, interleaved
 from sctrain.config.loading import load
 from sctrain.config.objectives import TrigFlowObjective
@@ -32,21 +26,6 @@ METHODS = (
     *("sct_discrete", "scd_discrete", "ctm", "lcm", "lcf"),
 )
 STARTS_FROM = {"lcf": "lcm"}  # all others start from the teacher
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method, training seed and number of sampling steps. `fd` is a Frechet distance to the test images."""
-
-    method: str
-    seed: int
-    steps: int
-    sampler: str
-    nfe: int
-    fd: float | None
-    ode_distance: float | None  # mean squared, to the teacher's ODE solution of the same noise
-    agreement: float | None  # of an independent classifier with the label
-    cost_ratio: float | None  # of training on one image, to diffusion
 
 
 def trials(
@@ -90,25 +69,6 @@ def _redirected(config: RunConfig, teacher: Path, start: Path) -> RunConfig:
     return config.model_copy(update=changes)
 
 
-def rows(done: Sequence[Trial], costs: Mapping[str, float]) -> list[Row]:
-    """What was scored, with the cost of each method."""
-    return [
-        Row(
-            method=trial.group,
-            seed=trial.config.seed,
-            steps=line["steps"],
-            sampler=line["sampler"],
-            nfe=line["nfe"],
-            fd=line["fd"],
-            ode_distance=line["ode_mse"],
-            agreement=line["agreement"],
-            cost_ratio=costs.get(trial.group),
-        )
-        for trial in done
-        for line in trial.lines()
-    ]
-
-
 def cost_ratios(configs: Mapping[str, RunConfig], rounds: int) -> dict[str, float]:
     """Training on one image, forward and backward, in units of diffusion: medians of interleaved rounds."""
     first = next(iter(configs.values()))
@@ -124,12 +84,14 @@ def cost_ratios(configs: Mapping[str, RunConfig], rounds: int) -> dict[str, floa
 
 def _step(config: RunConfig, dataset: ShardedDataset, batch: Batch) -> Step:
     about = dataset.description
-    objective = build_objective(config.objective, Data(config.sigma_data, len(about.classes)), about.shape)
+    known, space = Data(config.sigma_data, len(about.classes)), building.model_space(config, about)
+    objective = build_objective(config.objective, known, about.shape, space)
     student = building.fresh_network(config, about)
     as_F = building.parameterization(config).of
     teacher = building.fresh_network(config.model_copy(update={"objective": TrigFlowObjective()}), about)
+    teacher.requires_grad_(False).eval()
     target = building.fresh_network(config, about).requires_grad_(False) if config.objective.has_target else None
-    networks = Networks(as_F(student), tangent_engine("single_pass"), _without_graph(teacher), target and as_F(target))
+    networks = Networks(as_F(student), tangent_engine("single_pass"), teacher, target and as_F(target))
     draws = objective.draw(
         SampleGenerator(0, range(len(batch.x0)), Purpose.TRAINING),
         batch,
@@ -141,46 +103,3 @@ def _step(config: RunConfig, dataset: ShardedDataset, batch: Batch) -> Step:
         objective.loss(draws, networks).per_sample.mean().backward()
 
     return Step(run)
-
-
-def _without_graph(network: nn.Module) -> Any:
-    network.requires_grad_(False).eval()
-
-    @torch.no_grad()
-    def evaluate(*inputs: Tensor) -> Any:
-        return network(*inputs)
-
-    return evaluate
-
-
-def summary(found: Sequence[Row]) -> str:
-    """Means over seeds, and half the distance of the extremes behind them."""
-    head = ("method", "steps", "Frechet", "to teacher's ODE", "agreement", "cost / image", "seeds")
-    lines = []
-    for method, sampler, steps in dict.fromkeys((row.method, row.sampler, row.steps) for row in found):
-        mine = [row for row in found if (row.method, row.sampler, row.steps) == (method, sampler, steps)]
-        name = method if sampler == "consistency" else f"{method} ({sampler})"
-        lines.append(
-            (
-                name,
-                str(steps),
-                _spread([row.fd for row in mine], ".2f"),
-                _spread([row.ode_distance for row in mine], ".4f"),
-                _spread([row.agreement for row in mine], ".3f"),
-                figure(mine[0].cost_ratio),
-                str(len(mine)),
-            )
-        )
-    return table(head, lines)
-
-
-def _spread(values: Sequence[float | None], form: str) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    half = (max(known) - min(known)) / 2
-    return format(fmean(known), form) + (f" +- {format(half, form)}" if len(known) > 1 else "")
-
-
-def as_json(found: Sequence[Row]) -> list[dict[str, Any]]:
-    return [asdict(row) for row in found]

@@ -156,7 +156,7 @@ def _attention_table(rows: Sequence[AttentionRow], settings: AttentionSettings) 
 
 
 def _bench_methods(args: argparse.Namespace) -> int:
-    from sctrain.bench import methods
+    from sctrain.bench import comparison, methods
     from sctrain.trials import run_all
 
     chosen = tuple(args.methods or methods.METHODS)
@@ -173,8 +173,8 @@ def _bench_methods(args: argparse.Namespace) -> int:
     say("measuring what a step of each method costs")
     torch.set_num_threads(cores)
     configs = {trial.group: trial.config for trial in found[1:]}
-    rows = methods.rows(found, methods.cost_ratios(configs, args.rounds))
-    print(json.dumps(methods.as_json(rows)) if args.json else methods.summary(rows))
+    rows = comparison.rows(found, methods.cost_ratios(configs, args.rounds))
+    print(json.dumps(comparison.as_json(rows)) if args.json else comparison.summary(rows))
     return 1 if failed else 0
 
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sctrain.bench import methods
+from sctrain.bench.comparison import Row, as_json, rows, summary
 from sctrain.commands.drawing import picture_file
 from sctrain.config.loading import load
 from sctrain.errors import UserError
@@ -26,9 +26,9 @@ def run(args: argparse.Namespace) -> int:
     jobs = args.jobs or len(os.sched_getaffinity(0))
     say(f"{len(trials)} runs in {args.out}, {jobs} side by side; repeat the command to go on")
     failed = run_all(trials, jobs)
-    rows = methods.rows(trials, {})
-    print(json.dumps(methods.as_json(rows)) if args.json else methods.summary(rows))
-    if _draw(rows, plot):
+    found = rows(trials, {})
+    print(json.dumps(as_json(found)) if args.json else summary(found))
+    if _draw(found, plot):
         say(f"drawn in {plot}")
     return 1 if failed else 0
 
@@ -59,17 +59,17 @@ def _axis(text: str) -> list[tuple[str, str]]:
     return [(key, part) for part in parts]
 
 
-def _draw(rows: Sequence[methods.Row], path: Path) -> bool:
+def _draw(found: Sequence[Row], path: Path) -> bool:
     """Whether there was anything to draw."""
-    points = list(dict.fromkeys(row.method for row in rows))
-    kinds = list(dict.fromkeys((row.sampler, row.steps) for row in rows))
+    points = list(dict.fromkeys(row.method for row in found))
+    kinds = list(dict.fromkeys((row.sampler, row.steps) for row in found))
     panels = {}
     for title, name in (("Frechet distance", "fd"), ("distance to the teacher's ODE solution", "ode_distance")):
         panels[title] = {
             f"{sampler}, {steps} step{'s' * (steps > 1)}": [
                 [
                     value
-                    for row in rows
+                    for row in found
                     if (row.method, row.sampler, row.steps) == (point, sampler, steps)
                     and (value := getattr(row, name)) is not None
                 ]
