@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from matplotlib.figure import Figure
+
 
 def spread_plot(
     points: Sequence[str], panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], path: Path
@@ -17,12 +19,8 @@ def spread_plot(
     shown = {title: lines for title, lines in panels.items() if any(any(values) for values in lines.values())}
     if not shown:
         return False
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(shown), figsize=(5.5 * len(shown), 4), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(5.5 * len(shown), 4), layout="constrained")
+    axes = figure.subplots(1, len(shown), squeeze=False)
     for axis, (title, lines) in zip(axes[0], shown.items(), strict=True):
         for name, values in lines.items():
             known = [(index, seeds) for index, seeds in enumerate(values) if seeds]
@@ -37,5 +35,4 @@ def spread_plot(
         axis.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
     return True

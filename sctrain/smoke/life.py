@@ -17,7 +17,7 @@ from sctrain.config.recipes import recipe_of
 from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.errors import UserError
 from sctrain.signals import StopRequest
-from sctrain.smoke.data import described, write_random_images
+from sctrain.smoke.data import MOST_CLASSES, described, write_random_images
 from sctrain.smoke.shrinking import shrunk
 from sctrain.trainer import EXIT_STOPPED, Trainer
 from sctrain.zero.shards import MASTER
@@ -81,7 +81,7 @@ class Smoke:
                 sources[key] = WeightsFrom(run=small.run_dir, ema=small.ema.widths[0])
         with step("writing random images"):
             like = described(config)
-            data = self._folder / f"images-{like.channels}-{min(len(like.classes), 9)}"
+            data = self._folder / f"images-{like.channels}-{min(len(like.classes), MOST_CLASSES)}"
             write_random_images(data, like)
         return shrunk(config, str(data), self._folder, sources)
 
