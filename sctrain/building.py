@@ -11,12 +11,13 @@ from data_pipeline.loader import ShardedDataset, open_dataset
 from models.execution import Execution
 from models.layers import Conditioning
 from models.registry import build_network
+from sctrain.config.loading import difference
 from sctrain.config.objectives import Diffusion
 from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.errors import UserError
 from sctrain.parameterization import Parameterization
 from sctrain.processes import ModelSpace
-from sctrain.runs import RunFolder
+from sctrain.runs import RunFolder, is_finished
 from sctrain.snapshots import load_weights, newest_images, snapshot_config
 
 # The weighting head belongs to one objective; another run starts with a fresh one (sCM section 4.2).
@@ -36,6 +37,12 @@ def pinned(config: RunConfig) -> RunConfig:
             images = (saved.get(key) or {}).get("images") or newest_images(source.run)
             pins[key] = source.model_copy(update={"images": images})
     return config.model_copy(update=pins)
+
+
+def is_trained(config: RunConfig) -> bool:
+    """Whether this very run is finished; a changed description is for `train` to refuse or to go on with."""
+    folder = RunFolder(config.run_dir)
+    return is_finished(folder) and not difference(folder.saved_config(), pinned(config))
 
 
 def open_split(config: RunConfig) -> ShardedDataset:

@@ -62,6 +62,10 @@ class RunFolder:
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
 
+    def scores(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, oldest snapshot first; none before one was scored."""
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()] if self.metrics.is_file() else []
+
     def saved_config(self) -> dict[str, Any]:
         """The description this run was last started with."""
         return yaml.safe_load(self.config.read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from sctrain import building
-from sctrain.config.loading import difference, dump
+from sctrain.config.loading import dump
 from sctrain.config.schema import RunConfig
 from sctrain.files import write_text
 from sctrain.reporting.console import say
-from sctrain.runs import RunFolder, is_finished
+from sctrain.runs import RunFolder
 
 _POLL_SECONDS = 0.1
 
@@ -42,17 +41,12 @@ class Trial:
 
     def lines(self) -> list[dict[str, Any]]:
         """Scores of its newest snapshot; none before it was scored."""
-        if not self.run.metrics.is_file():
-            return []
-        lines = [json.loads(line) for line in self.run.metrics.read_text().splitlines()]
+        lines = self.run.scores()
         return [line for line in lines if line["images"] == lines[-1]["images"]]
 
     def is_done(self) -> bool:
         """Whether this very run is trained and scored."""
-        return is_finished(self.run) and bool(self.lines()) and not self._changed()
-
-    def _changed(self) -> bool:
-        return bool(difference(self.run.saved_config(), building.pinned(self.config)))
+        return bool(self.lines()) and building.is_trained(self.config)
 
     def beside(self, ending: str) -> Path:
         """A file that belongs to the run, next to its folder."""

@@ -14,11 +14,10 @@ from pathlib import Path
 
 from launchers.local import start
 from sctrain import building
-from sctrain.config.loading import difference, load
+from sctrain.config.loading import load
 from sctrain.config.schema import RunConfig
 from sctrain.evaluation.report import write_report
 from sctrain.reporting.console import say
-from sctrain.runs import RunFolder, is_finished
 
 ROLES = ("teacher", "scd", "sct")
 
@@ -51,17 +50,11 @@ def _train_and_score(
 ) -> int:
     """Train one run while a worker scores its snapshots; the worker may outlast the training."""
     workers.append(_worker(config.run_dir))
-    if _is_trained(config):
+    if building.is_trained(config):
         say(f"{role}: {config.run_dir} is already trained")
         return 0
     say(f"{role}: training in {config.run_dir}")
     return _sctrain("train", recipe, *overrides)
-
-
-def _is_trained(config: RunConfig) -> bool:
-    """Whether this very run is finished; a changed description is for `train` to refuse or to go on with."""
-    folder = RunFolder(config.run_dir)
-    return is_finished(folder) and not difference(folder.saved_config(), building.pinned(config))
 
 
 def _worker(run: Path) -> subprocess.Popen:

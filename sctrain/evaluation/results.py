@@ -78,9 +78,7 @@ class Result:
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
         """All scores, oldest snapshot first."""
-        if not self.run.metrics.is_file():
-            return []
-        return [json.loads(line) for line in self.run.metrics.read_text().splitlines()]
+        return self.run.scores()
 
     @property
     def images(self) -> int | None:
