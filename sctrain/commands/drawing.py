@@ -25,6 +25,11 @@ def ema_width(config: RunConfig, asked: float | None) -> float:
     return config.evaluation.ema[0] if asked is None else asked
 
 
+def evaluations(count: int) -> str:
+    """Of the network, in words."""
+    return "one network evaluation" if count == 1 else f"{count} network evaluations"
+
+
 def picture_file(flag: str, path: Path, endings: Sequence[str] = CURVES) -> None:
     """UserError unless the file that `flag` names ends like a picture that can be written."""
     if path.suffix.lower() not in endings:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sctrain.commands.drawing import device, ema_width
+from sctrain.commands.drawing import device, ema_width, evaluations
 from sctrain.commands.edit_inputs import (
     Model,
     check_files,
@@ -59,8 +59,7 @@ def run(args: argparse.Namespace) -> int:
     x = torch.cat([task.edit(network, batch, labels[batch].to(generator.device)).float().cpu() for batch in batches])
     seconds = time.perf_counter() - start
     _write(args.out, singles, task, model.space.to_pixels(x))
-    evaluations = "one network evaluation" if task.evaluations == 1 else f"{task.evaluations} network evaluations"
-    say(f"{args.out}: {task.count} images, {evaluations} each, {seconds:.2f} s")
+    say(f"{args.out}: {task.count} images, {evaluations(task.evaluations)} each, {seconds:.2f} s")
     return 0
 
 

@@ -3,7 +3,7 @@
 import argparse
 
 from data_pipeline.description import read_description
-from sctrain.commands.drawing import PIXELS, device, ema_width, picture_file
+from sctrain.commands.drawing import PIXELS, device, ema_width, evaluations, picture_file
 from sctrain.errors import UserError
 from sctrain.evaluation.generation import Generator
 from sctrain.evaluation.method import chosen
@@ -29,6 +29,5 @@ def run(args: argparse.Namespace) -> int:
     drawn = generator.draw(method, args.seed, args.count, args.label)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     image_grid(generator.space.to_pixels(drawn.x)).save(args.out)
-    evaluations = "one network evaluation" if drawn.nfe == 1 else f"{drawn.nfe} network evaluations"
-    say(f"{args.out}: {args.count} images by {method.title}, {evaluations} each, {drawn.seconds:.2f} s")
+    say(f"{args.out}: {args.count} images by {method.title}, {evaluations(drawn.nfe)} each, {drawn.seconds:.2f} s")
     return 0
