@@ -16,7 +16,7 @@ from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.evaluation.distance import Distance
 from sctrain.evaluation.generation import Generator
-from sctrain.evaluation.method import ODE_SOLVERS, TITLES, Method, guidance_scale, samplers, student_methods
+from sctrain.evaluation.method import ODE_SOLVERS, TITLES, Method, ema_width, guidance_scale, samplers, student_methods
 from sctrain.snapshots import newest_images, snapshot_config
 
 
@@ -58,15 +58,17 @@ class Subject:
     run: Path
     images: int
     config: RunConfig
+    ema: float
     methods: list[Method]
 
     @staticmethod
     def of(run: Path, settings: SampleSettings) -> Subject:
-        """UserError if there is no snapshot, or it does not know the scale of guidance."""
+        """UserError if there is no snapshot, or it has no such average, or does not know the scale of guidance."""
         images = newest_images(run)
         config = snapshot_config(run, images)
         guidance_scale(run, config, settings.guidance)
-        return Subject(run, images, config, methods_within(config, images, settings))
+        ema = ema_width(config, settings.ema)
+        return Subject(run, images, config, ema, methods_within(config, images, settings))
 
 
 def methods_within(config: RunConfig, images: int, settings: SampleSettings) -> list[Method]:
@@ -95,8 +97,7 @@ def measure(found: Sequence[Subject], settings: SampleSettings, device: torch.de
     distance = Distance.of(found[0].config.data.url, device)
     rows: list[SampleRow] = []
     for subject in found:
-        ema = subject.config.evaluation.ema[0] if settings.ema is None else settings.ema
-        generator = Generator.of(subject.run, subject.images, ema, device, settings.guidance)
+        generator = Generator.of(subject.run, subject.images, subject.ema, device, settings.guidance)
         generator.draw(subject.methods[0], settings.seed, min(settings.samples, subject.config.evaluation.batch))
         rows += [_row(subject, generator, method, settings, distance) for method in subject.methods]
     return rows

@@ -19,10 +19,10 @@ from sctrain.allocator import keep_freed_memory
 from sctrain.bench import attention
 from sctrain.bench.attention import AttentionRow, AttentionSettings, default_backends
 from sctrain.bench.table import figure, table
-from sctrain.commands.drawing import device, ema_width, picture_file
+from sctrain.commands.drawing import device, picture_file
 from sctrain.config.schema import RuntimeConfig
 from sctrain.errors import UserError
-from sctrain.evaluation.method import TITLES
+from sctrain.evaluation.method import TITLES, ema_width
 from sctrain.files import write_json
 from sctrain.reporting.console import say
 from sctrain.snapshots import newest_images, snapshot_config
@@ -216,8 +216,6 @@ def _bench_sample(args: argparse.Namespace) -> int:
     if args.plot is not None:
         picture_file("--plot", args.plot)
     subjects = sampling.subjects(args.runs, settings)
-    for subject in subjects:
-        ema_width(subject.config, args.ema)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     rows = sampling.measure(subjects, settings, device())
     if args.plot is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sctrain.commands.drawing import device, ema_width, evaluations
+from sctrain.commands.drawing import device, evaluations
 from sctrain.commands.edit_inputs import (
     Model,
     check_files,
@@ -22,6 +22,7 @@ from sctrain.editing.measurements import Measurement, colorization, inpainting, 
 from sctrain.editing.pictures import read_mask, write_pictures
 from sctrain.errors import UserError
 from sctrain.evaluation.generation import Generator
+from sctrain.evaluation.method import ema_width
 from sctrain.parameterization import Network
 from sctrain.reporting.console import say
 from sctrain.reporting.grids import image_grid

@@ -3,10 +3,10 @@
 import argparse
 
 from data_pipeline.description import read_description
-from sctrain.commands.drawing import PIXELS, device, ema_width, evaluations, picture_file
+from sctrain.commands.drawing import PIXELS, device, evaluations, picture_file
 from sctrain.errors import UserError
 from sctrain.evaluation.generation import Generator
-from sctrain.evaluation.method import chosen
+from sctrain.evaluation.method import chosen, ema_width
 from sctrain.reporting.console import say
 from sctrain.reporting.grids import image_grid
 from sctrain.snapshots import newest_images, snapshot_config

@@ -4,11 +4,11 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from sctrain.commands.drawing import device, ema_width
+from sctrain.commands.drawing import device
 from sctrain.errors import UserError
 from sctrain.evaluation.distance import Distance
 from sctrain.evaluation.generation import Generator
-from sctrain.evaluation.method import Method, anchor_time, chosen, refuse_fixed_times, start_time, times_of
+from sctrain.evaluation.method import Method, anchor_time, chosen, ema_width, refuse_fixed_times, start_time, times_of
 from sctrain.reporting.console import say
 from sctrain.sampling import greedy_times
 from sctrain.snapshots import newest_images, snapshot_config

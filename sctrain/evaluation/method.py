@@ -11,6 +11,7 @@ from sctrain.errors import UserError
 from sctrain.objectives.base import Progress
 from sctrain.objectives.levels import ddim_times
 from sctrain.objectives.progressive import steps_at
+from sctrain.power_ema import MAX_WIDTH
 from sctrain.processes import T_MAX
 from sctrain.sampling import even_times, lcm_times, step_times
 
@@ -127,6 +128,13 @@ def guidance_scale(run: object, config: RunConfig, asked: float | None) -> float
     if mistake is not None:
         raise UserError(f"{run} {mistake}")
     return asked
+
+
+def ema_width(config: RunConfig, asked: float | None) -> float:
+    """The relative EMA width asked for by --ema, else the run's first to be scored."""
+    if asked is not None and not 0 < asked < MAX_WIDTH:
+        raise UserError(f"--ema {asked:g} is not a relative width between 0 and {MAX_WIDTH:.3f}")
+    return config.evaluation.ema[0] if asked is None else asked
 
 
 def chosen(
