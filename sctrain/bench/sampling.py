@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-from torch import Tensor
 
 from data_pipeline.description import read_description
 from sctrain.config.schema import RunConfig
@@ -107,10 +106,8 @@ def _row(
     subject: Subject, generator: Generator, method: Method, settings: SampleSettings, distance: Distance
 ) -> SampleRow:
     drawn = generator.draw(method, settings.seed, settings.samples)
-    broken = int((~drawn.x.isfinite()).flatten(1).any(dim=1).sum())
-    pixels: Tensor = generator.space.to_pixels(drawn.x.nan_to_num())
     about = (subject.run.name, subject.config.objective.name, method.sampler, method.steps, drawn.nfe)
-    return SampleRow(*about, distance(pixels), broken, drawn.seconds / settings.samples)
+    return SampleRow(*about, distance(drawn.pixels(generator.space)), drawn.broken, drawn.seconds / settings.samples)
 
 
 def plot(rows: Sequence[SampleRow], file: Path) -> None:

@@ -26,8 +26,7 @@ def run(args: argparse.Namespace) -> int:
     distance = Distance.of(config.data.url, generator.device)
 
     def score(method: Method) -> float:
-        x = generator.draw(method, args.seed, args.samples).x.nan_to_num()
-        return distance(generator.space.to_pixels(x))
+        return distance(generator.draw(method, args.seed, args.samples).pixels(generator.space))
 
     def score_times(times: Sequence[float]) -> float:
         value = score(Method(usual.sampler, len(times), tuple(times[1:])))

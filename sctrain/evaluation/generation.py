@@ -32,6 +32,15 @@ class Drawn:
     nfe: int
     seconds: float
 
+    @property
+    def broken(self) -> int:
+        """How many images are not finite."""
+        return int((~self.x.isfinite()).flatten(1).any(dim=1).sum())
+
+    def pixels(self, space: ModelSpace) -> Tensor:
+        """uint8 (N, C, H, W); what is not a number shows as gray."""
+        return space.to_pixels(self.x.nan_to_num())
+
 
 def labels_of(indices: Tensor, num_classes: int) -> Tensor:
     """Balanced labels of images number `indices`."""

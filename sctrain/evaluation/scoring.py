@@ -92,10 +92,9 @@ def _ode_distance(
 
 
 def _pixels(generator: Generator, drawn: Drawn, images: int, method: Method) -> Tensor:
-    broken = (~drawn.x.isfinite()).flatten(1).any(dim=1).sum().item()
-    if broken:
-        say(f"snapshot {images}: {broken} images of {method.name} are not finite and are scored as gray")
-    return generator.space.to_pixels(drawn.x.nan_to_num())
+    if drawn.broken:
+        say(f"snapshot {images}: {drawn.broken} images of {method.name} are not finite and are scored as gray")
+    return drawn.pixels(generator.space)
 
 
 def _line(
