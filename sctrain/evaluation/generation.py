@@ -5,6 +5,7 @@ students can be laid side by side and compared element by element.
 """
 
 import hashlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from sctrain.evaluation.method import Method, guidance_scale, times_of
 from sctrain.files import write_bytes
 from sctrain.guidance import guided_network
 from sctrain.processes import ModelSpace
+from sctrain.runs import RunFolder, image_count_name
 from sctrain.sampling import consistency_sample, initial_noise, jump_sample, ode_sample
+from sctrain.sealed_folder import MANIFEST
 from sctrain.snapshots import newest_images, snapshot_config
 
 
@@ -117,17 +120,22 @@ class Generator:
 def teacher_solutions(
     teacher: WeightsFrom, seed: int, count: int, folder: Path, device: torch.device, guidance: float = 1.0
 ) -> Tensor:
-    """The teacher's Heun solutions of images 0 to count - 1, in model space; computed once and kept in `folder`.
+    """The teacher's Heun solutions of images 0 to count - 1, in model space; computed once.
 
+    They are kept among the teacher's evaluations, for all its students; in `folder` where those cannot be written to.
     A distance to them is fair only for a student of the same sigma_data and data, which is the caller's affair.
     """
     images = teacher.images if teacher.images is not None else newest_images(teacher.run)
     steps = snapshot_config(teacher.run, images).evaluation.ode_steps
-    identity = f"{teacher.run.resolve()} {images} {teacher.ema} {steps} {seed} {count} {guidance}"
-    path = folder / f"ode-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
-    if path.is_file():
-        return load_file(path)["x"]
+    weights = (RunFolder(teacher.run).snapshots / image_count_name(images) / MANIFEST).read_text()
+    identity = f"{weights} {teacher.ema} {steps} {seed} {count} {guidance}"
+    name = f"ode-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
+    shared = RunFolder(teacher.run).evaluations
+    for kept in (shared / name, folder / name):
+        if kept.is_file():
+            return load_file(kept)["x"]
     x = Generator.of(teacher.run, images, teacher.ema, device, guidance).draw(Method("heun", steps), seed, count).x
-    folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, save({"x": x}, {"teacher": identity}))
+    home = shared if os.access(shared if shared.is_dir() else teacher.run, os.W_OK) else folder
+    home.mkdir(parents=True, exist_ok=True)
+    write_bytes(home / name, save({"x": x}))
     return x

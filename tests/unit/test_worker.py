@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,11 +104,31 @@ def test_ode_solutions_are_the_teachers_own_and_kept(tmp_path: Path, teacher: Pa
     solutions = teacher_solutions(source, 0, 20, tmp_path, CPU)
     own = Generator.of(teacher, 32, 0.05, CPU).draw(Method("heun", 2), 0, 20).x
     torch.testing.assert_close(solutions, own)
-    (kept,) = tmp_path.glob("ode-*.safetensors")
+    kept = max(RunFolder(teacher).evaluations.glob("ode-*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
     before = kept.stat().st_mtime_ns
-    torch.testing.assert_close(teacher_solutions(source, 0, 20, tmp_path, CPU), own)
+    assert torch.equal(teacher_solutions(source, 0, 20, tmp_path, CPU), solutions)
     assert kept.stat().st_mtime_ns == before
     assert not torch.allclose(teacher_solutions(source, 1, 20, tmp_path, CPU), own)
+    assert not list(tmp_path.iterdir()), "students share what is kept with their teacher"
+
+
+def test_ode_solutions_of_a_teacher_that_is_read_only_are_kept_by_the_student(
+    tmp_path: Path, teacher: Path, monkeypatch
+):
+    monkeypatch.setattr(os, "access", lambda path, mode: not path.is_relative_to(teacher))
+    for _ in range(2):
+        teacher_solutions(WeightsFrom(run=teacher, ema=0.05), 2, 20, tmp_path, CPU)
+        assert len(list(tmp_path.glob("ode-*.safetensors"))) == 1
+
+
+def test_ode_solutions_are_of_the_very_weights(tmp_path: Path):
+    """A teacher that is trained anew in its folder has other solutions."""
+    run, found = tmp_path / "teacher", []
+    for noise_input in ("t", "log_sigma"):
+        publish_random(tiny_config(run, "trigflow", noise_input=noise_input), 16)
+        found.append(teacher_solutions(WeightsFrom(run=run, ema=0.05), 0, 4, tmp_path, CPU))
+        shutil.rmtree(RunFolder(run).snapshots)
+    assert not torch.equal(*found)
 
 
 def test_sct_is_compared_with_the_teacher_it_is_given(tmp_path: Path, teacher: Path):
@@ -132,8 +153,9 @@ def test_guidance_of_a_teacher_and_of_a_guided_student(tmp_path: Path, teacher: 
         Generator.of(config.run_dir, 16, 0.05, CPU, s).draw(Method("consistency", 1), 0, 20) for s in (None, 1.5, 2)
     ]
     assert torch.equal(drawn[0].x, drawn[1].x) and not torch.allclose(drawn[0].x, drawn[2].x)
+    before = set(RunFolder(teacher).evaluations.glob("ode-*"))
     evaluate(config.run_dir, watch=False)
-    assert len(list(RunFolder(config.run_dir).evaluations.glob("ode-*"))) == 1
+    assert len(set(RunFolder(teacher).evaluations.glob("ode-*")) - before) == 1
 
 
 def test_guidance_that_a_student_has_not_learnt_is_refused(tmp_path: Path, teacher: Path):
