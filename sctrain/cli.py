@@ -231,7 +231,7 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     methods.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of training (default: 0 1)")
     methods.add_argument("--recipes", default="digits/methods", help="folder with teacher.yaml and a file per method")
     methods.add_argument("--out", type=Path, default=Path("runs/methods"), help="where the runs are kept and continued")
-    methods.add_argument("--full", action="store_true", help="eight times the images and three seeds")
+    methods.add_argument("--full", action="store_true", help="four times the images and three seeds")
     methods.add_argument("--jobs", type=_count, help="runs side by side (default: one per core)")
     methods.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="changes", help="in every run")
     precision = kinds.add_parser("precision", help="errors of tangents in low precision on a trained run")

@@ -165,7 +165,7 @@ def _bench_methods(args: argparse.Namespace) -> int:
             raise UserError(f"--methods: '{name}' is none of {', '.join(methods.METHODS)}")
         if methods.STARTS_FROM.get(name, name) not in chosen:
             raise UserError(f"--methods: {name} starts from {methods.STARTS_FROM[name]}; name it too")
-    seeds, factor = ([0, 1, 2], 8.0) if args.full else (args.seeds, 1.0)
+    seeds, factor = ([0, 1, 2], 4.0) if args.full else (args.seeds, 1.0)
     found = methods.trials(chosen, seeds, args.recipes, args.out, args.changes, factor)
     cores = len(os.sched_getaffinity(0))
     say(f"{len(found)} runs in {args.out}, {args.jobs or cores} side by side; repeat the command to go on")
