@@ -1,5 +1,6 @@
 """CIFAR-10 as it is handed out: cifar-10-python.tar.gz or cifar-10-binary.tar.gz (Krizhevsky 2009)."""
 
+import lzma
 import tarfile
 import zlib
 from pathlib import Path
@@ -23,7 +24,7 @@ VALUES = 3 * 32 * 32
 PARTS = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
 MOST_BYTES = 2**26  # of one batch; the real ones have 31 MB
 MEND = "give cifar-10-python.tar.gz or cifar-10-binary.tar.gz as its authors publish them"
-_UNREADABLE = (OSError, EOFError, tarfile.TarError, zlib.error)
+_UNREADABLE = (OSError, EOFError, ValueError, tarfile.TarError, zlib.error, lzma.LZMAError)
 
 
 class _Batch(NamedTuple):
@@ -78,6 +79,8 @@ def _read(path: Path) -> dict[str, _Batch]:
                 name = member.name.rpartition("/")[2]
                 if member.isreg() and name.removesuffix(".bin") in wanted:
                     found[name.removesuffix(".bin")] = _batch(tar, member, f"{path}: {name}")
+            while tar.fileobj and tar.fileobj.read(2**20):
+                pass  # the checksum of gzip is at its end
     except _UNREADABLE as error:
         raise DataError(f"{path} cannot be read ({error}): {MEND}.") from error
     missing = sorted(wanted - found.keys())

@@ -7,7 +7,7 @@ stand-ins that only remember what they are given, so not one function of the pic
 import io
 import pickle
 import struct
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -46,20 +46,29 @@ class _Array:
         self.value = np.frombuffer(data, np.uint8).reshape(shape, order="F" if by_columns else "C")
 
 
-def _reconstruct(*_: Any) -> _Array:
-    """Stands in for numpy's function of this name, which makes the empty array that its state then fills."""
-    return _Array()
+class _Reconstruct:
+    """Stands in for numpy's function that makes the empty array which its state then fills."""
+
+    __slots__ = ()
+
+    def __call__(self, *_: Any) -> _Array:
+        return _Array()
+
+    def __setstate__(self, state: Any) -> None:
+        raise NotPlainError("it changes a function")
 
 
 _KNOWN = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Type,
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "_reconstruct"): _Reconstruct(),
+    ("numpy._core.multiarray", "_reconstruct"): _Reconstruct(),
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # the one in C reserves whatever memory a pickle claims to need
+    dispatch: ClassVar = {op: load for op, load in pickle._Unpickler.dispatch.items() if op != pickle.BYTEARRAY8[0]}
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:
             raise NotPlainError(f"it names {module}.{name}, which no array needs")
