@@ -24,7 +24,7 @@ from data_pipeline.storage import is_remote, open_url, read_range
 from data_pipeline.tars import Member, scan_file
 
 MOST_LABEL = 2**20  # bytes of a .cls or .json
-MOST_SHARDS = 10**6  # of one list with braces
+MOST_SHARDS = 10**5  # of one list with braces
 Label = int | str
 
 
