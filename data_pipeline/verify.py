@@ -5,12 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipeline.dataset import ShardedDataset, open_dataset
-from data_pipeline.decode import BadSampleError, decode_sample
 from data_pipeline.description import read_description
-from data_pipeline.errors import DataError
+from data_pipeline.errors import PREPARE_AGAIN, DataError
 from data_pipeline.parallel import ordered
 from data_pipeline.shards import Progress, quiet
-from data_pipeline.storage import join_url, read_range
 
 RUN = 32  # samples per message to a process
 MOST_NAMED = 10
@@ -29,7 +27,9 @@ class Verdict:
         if self.damaged:
             first = "; ".join(self.damaged[:MOST_NAMED])
             more = f"; and {len(self.damaged) - MOST_NAMED} more" if len(self.damaged) > MOST_NAMED else ""
-            raise DataError(f"{url}: {len(self.damaged)} of {self.samples:,} samples are damaged: {first}{more}.")
+            raise DataError(
+                f"{url}: {len(self.damaged)} of {self.samples:,} samples are damaged ({first}{more}): {PREPARE_AGAIN}."
+            )
 
 
 def verify_dataset(url: str, processes: int = 1, progress: Progress = quiet) -> Verdict:
@@ -56,19 +56,18 @@ class _Checker:
     dataset: ShardedDataset
 
     def __call__(self, run: range) -> list[str]:
-        return [sentence for sample_id in run if (sentence := self._check(sample_id))]
-
-    def _check(self, sample_id: int) -> str | None:
-        index = self.dataset.index
-        shard, key = index.shard_name(sample_id), index.key[sample_id].decode("ascii", "replace")
-        url = join_url(self.dataset.url, shard)
+        """Together, which a store answers faster; one by one where something is wrong, to name each."""
         try:
-            data = read_range(url, int(index.offset[sample_id]), int(index.size[sample_id]))
-            found, _, label = decode_sample(data, int(index.crc32[sample_id]), self.dataset.description.shape)
-            if (found, label) != (key, index.label[sample_id]):
-                raise BadSampleError(f"the shard says {found!r} of class {label} there")
-        except (BadSampleError, DataError) as error:
-            return f"{shard} sample {key!r} ({str(error).rstrip('.')})"
+            self.dataset.read(np.array(run))
+        except DataError:
+            return [sentence for sample_id in run if (sentence := self._problem(sample_id))]
+        return []
+
+    def _problem(self, sample_id: int) -> str | None:
+        try:
+            self.dataset.read(np.array([sample_id]))
+        except DataError as error:
+            return str(error).removesuffix(f": {PREPARE_AGAIN}.")
         return None
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 
 from data_pipeline.dataset import ShardedDataset, open_dataset
 from data_pipeline.parallel import cores
@@ -100,6 +101,8 @@ def _show(args: argparse.Namespace) -> int:
     dataset = open_dataset(args.url, args.split)
     chosen = _choose(dataset, args)
     images, labels = dataset.read(chosen)
+    if images.dtype != torch.uint8:
+        raise UserError(f"{args.url} holds latents, not images; `show` has no decoder for them")
     names = dataset.description.classes
     about = dataset.description
     title = f"{about.name}  ·  {args.split}  ·  {about.width}x{about.height}  ·  {len(dataset):,} images"

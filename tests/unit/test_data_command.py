@@ -71,7 +71,7 @@ def test_every_damaged_sample_is_named(copy: Path, capsys: pytest.CaptureFixture
     assert cli.main(["data", "verify", str(copy), "--processes", "1"]) == 2
     error = capsys.readouterr().err.strip()
     assert error.count("\n") == 0 and "2 of 17 samples are damaged" in error
-    assert "train-000001.tar sample 'n0" in error and "test-000000.tar sample 'ILSVRC2012_val_" in error
+    assert "train-000001.tar: sample 'n0" in error and "test-000000.tar: sample 'ILSVRC2012_val_" in error
     assert len(verify_dataset(str(copy)).damaged) == 2
 
 
