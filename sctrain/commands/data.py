@@ -39,7 +39,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         f"{found['classes']:,} classes",
         f"licence      {found['licence']}",
         f"source       {found['source']}",
-        f"recipe       {', '.join(f'{key} {value}' for key, value in found['recipe'].items())}",
+        f"recipe       {', '.join(f'{key} {_short(value)}' for key, value in found['recipe'].items())}",
         f"mean, std    {_rounded(found['mean'])}, {_rounded(found['std'])}",
         f"left out     {found['skipped']:,} unreadable images; {found['enlarged']:,} were enlarged",
     ]
@@ -58,11 +58,16 @@ def _split_lines(split: str, about: dict[str, Any]) -> list[str]:
     return [
         f"{split}: {about['samples']:,} samples in {about['shards']:,} shards, {_size(about['bytes'])}",
         f"  per class  {_spread(sizes, _count)}{empty}",
-        f"             {ends}",
+        *([f"             {ends}"] if sizes["min"] < sizes["max"] else []),
         f"  shards     {_spread(about['shard_bytes'], _size)}; samples {_spread(about['shard_samples'], _count)}",
         f"  samples    {_spread(about['sample_bytes'], _size)}, tar headers included",
         f"  fingerprint {about['fingerprint']}",
     ]
+
+
+def _short(value: str | int | float) -> str:
+    """Digests by their beginning: they are there to be compared, and --json has them whole."""
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def _spread(values: dict[str, Any], text: Callable[[float], str]) -> str:
