@@ -46,6 +46,8 @@ class DatasetDescription(_Strict):
     std: list[Unit]
     licence: str
     source: str  # where the images came from
+    skipped: list[str] = []  # unreadable samples of the source, which are not here
+    enlarged: Annotated[int, Field(ge=0)] = 0  # samples whose source is smaller than they are
     recipe: dict[str, str | int | float]  # what decided the content: the same recipe gives the same bytes
     software: dict[str, str]  # versions that wrote it
 

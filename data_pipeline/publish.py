@@ -1,17 +1,12 @@
 """Writing a whole data set so that it is complete or absent.
 
-Everything goes to a hidden sibling folder that is renamed at the end. A folder that is already there is verified
-instead if it came from the same recipe, and refused if it is anything else.
+What is there already is verified instead if it came from the same recipe, and refused if it is anything else.
 """
 
-import fcntl
+import io
 import logging
-import os
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,8 +20,14 @@ from data_pipeline.description import (
     SplitDescription,
     read_description,
 )
+from data_pipeline.encoding import Encoder, Output
 from data_pipeline.errors import DataError
-from data_pipeline.shards import Progress, Source, index_name, sync, write_split
+from data_pipeline.pictures import Transform
+from data_pipeline.records import Target
+from data_pipeline.samples import Samples
+from data_pipeline.shards import Job, WrittenSplit, write_split
+from data_pipeline.storage import exists, is_remote, join_url, local_path
+from data_pipeline.targets import Plan, difference, open_target
 
 _log = logging.getLogger(__name__)
 
@@ -41,131 +42,115 @@ class DatasetPlan:
     licence: str
     source: str
     recipe: dict[str, str | int | float]
-    splits: Mapping[str, Sequence[Source]]
-    samples_per_shard: int
+    splits: Mapping[str, Samples]
+    transform: Transform | None = None  # None where the readers of the samples give pixels
+    output: Output = field(default_factory=Output)
 
 
-def publish(dest: Path, plan: DatasetPlan, progress: Progress) -> DatasetDescription:
-    """Write the data set `plan` to the folder `dest`, or verify the one that is there; DataError if it is another."""
-    dest = dest.absolute()
+def publish(dest: str | Path, plan: DatasetPlan, job: Job | None = None) -> DatasetDescription:
+    """Write the data set `plan` to the folder or bucket `dest`, or the rest of it, or verify the one that is there.
+
+    DataError if `dest` holds anything else, and where an image is unreadable that is not to be skipped.
+    """
+    url = str(dest)
+    plan.output.check()
     try:
-        existing = _existing(dest, plan)
+        existing = _existing(url, plan)
         if existing is None:
-            return _write(dest, plan, progress)
+            with open_target(url, _identity(plan)) as target:
+                return _write(target, plan, job or Job())
     except OSError as error:
         raise DataError(
-            f"{dest} cannot be written ({error.strerror}): free space or rights there, or choose another folder."
+            f"{url} cannot be written ({error.strerror}): free space or rights there, or choose another folder."
         ) from error
-    _log.info("%s is complete: index, fingerprint and shard sizes verified.", dest)
+    _log.info("%s is complete: index, fingerprint and shard sizes verified.", url)
     return existing
 
 
-def _existing(dest: Path, plan: DatasetPlan) -> DatasetDescription | None:
+def _existing(url: str, plan: DatasetPlan) -> DatasetDescription | None:
     """The verified description of a data set of the same plan; None where there is nothing yet."""
-    if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())):
+    if not exists(join_url(url, DESCRIPTION_FILE)):
+        if not is_remote(url):
+            _check_empty(local_path(url))
         return None
-    if not (dest / DESCRIPTION_FILE).is_file():
-        raise DataError(f"{dest} exists and is not a data set: choose another folder or remove it.")
-    found = read_description(str(dest))
+    found = read_description(url)
     if (found.name, found.recipe) != (plan.name, plan.recipe):
-        difference = _difference(found, plan)
-        raise DataError(f"{dest} holds another data set ({difference}): choose another folder or remove it.")
+        text = difference({"name": found.name, **found.recipe}, {"name": plan.name, **plan.recipe})
+        raise DataError(f"{url} holds another data set ({text}): choose another folder or remove it.")
     for split in found.splits:
-        open_dataset(str(dest), split)
+        open_dataset(url, split)
     return found
 
 
-def _difference(found: DatasetDescription, plan: DatasetPlan) -> str:
-    if found.name != plan.name:
-        return f"{found.name}, not {plan.name}"
-    keys = sorted(found.recipe.keys() | plan.recipe.keys())
-    return ", ".join(
-        f"{key} {found.recipe.get(key)} instead of {plan.recipe.get(key)}"
-        for key in keys
-        if found.recipe.get(key) != plan.recipe.get(key)
-    )
+def _check_empty(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise DataError(f"{folder} exists and is not a data set: choose another folder or remove it.")
 
 
-def _write(dest: Path, plan: DatasetPlan, progress: Progress) -> DatasetDescription:
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    with _partial_folder(dest) as folder:
-        description = _write_files(folder, plan, progress)
-        os.rename(folder, dest)  # replaces an empty folder, fails on any other
-        _sync_folder(dest.parent)
+def _identity(plan: DatasetPlan) -> Plan:
+    """All that decides the bytes, so that only the same command goes on where another stopped."""
+    samples = {f"{split} samples": len(samples) for split, samples in plan.splits.items()}
+    return {"name": plan.name, "classes": len(plan.classes), **samples, **plan.recipe, **_software()}
+
+
+def _software() -> dict[str, str]:
+    return {package: version(package) for package in ("numpy", "pillow", "webdataset")}
+
+
+def _write(target: Target, plan: DatasetPlan, job: Job) -> DatasetDescription:
+    output = plan.output
+    written = {
+        split: write_split(
+            target, split, Encoder(samples, plan.transform, output.image_format, output.quality), output, job
+        )
+        for split, samples in plan.splits.items()
+    }
+    description = _description(plan, written)
+    files = {index_name(split): _saved(part) for split, part in written.items()}
+    target.publish({**files, DESCRIPTION_FILE: description.model_dump_json(indent=2).encode() + b"\n"})
     return description
 
 
-def _write_files(folder: Path, plan: DatasetPlan, progress: Progress) -> DatasetDescription:
-    splits, histograms = {}, {}
-    for split, sources in plan.splits.items():
-        index, histograms[split] = write_split(folder, split, sources, plan.samples_per_shard, progress)
-        splits[split] = SplitDescription(samples=len(index), index=index_name(split), fingerprint=index.fingerprint)
-    mean, std = _pixel_moments(histograms["train"])
+def index_name(split: str) -> str:
+    return f"index-{split}.npz"
+
+
+def _saved(part: WrittenSplit) -> bytes:
+    buffer = io.BytesIO()
+    part.index.save(buffer)
+    return buffer.getvalue()
+
+
+def _description(plan: DatasetPlan, written: Mapping[str, WrittenSplit]) -> DatasetDescription:
     channels, height, width = plan.shape
-    description = DatasetDescription(
+    mean, std = _pixel_moments(written["train"], height * width)
+    return DatasetDescription(
         name=plan.name,
         classes=plan.classes,
         channels=channels,
         height=height,
         width=width,
-        splits=splits,
+        splits={
+            split: SplitDescription(
+                samples=len(part.index), index=index_name(split), fingerprint=part.index.fingerprint
+            )
+            for split, part in written.items()
+        },
         mean=mean,
         std=std,
         licence=plan.licence,
         source=plan.source,
+        skipped=[name for part in written.values() for name in part.skipped],
+        enlarged=sum(part.enlarged for part in written.values()),
         recipe=plan.recipe,
-        software={package: version(package) for package in ("numpy", "pillow", "webdataset")},
+        software=_software(),
     )
-    with (folder / DESCRIPTION_FILE).open("wb") as file:
-        file.write(description.model_dump_json(indent=2).encode() + b"\n")
-        sync(file)
-    _sync_folder(folder)
-    return description
 
 
-def _pixel_moments(histogram: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel, pixels in [0, 1], of a histogram (C, 256)."""
-    values = np.arange(256) / 255
-    share = histogram / histogram.sum(axis=1, keepdims=True)
-    mean = share @ values
-    variance = (share * (values - mean[:, None]) ** 2).sum(axis=1)
-    return mean.tolist(), np.sqrt(variance).tolist()
-
-
-@contextmanager
-def _partial_folder(dest: Path) -> Iterator[Path]:
-    """A fresh hidden sibling of `dest`, locked while in use and gone afterwards unless it was renamed."""
-    _remove_abandoned(dest)
-    folder = dest.parent / f".{dest.name}.{uuid.uuid4().hex[:8]}.partial"
-    folder.mkdir()
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield folder
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    finally:
-        os.close(lock)
-
-
-def _remove_abandoned(dest: Path) -> None:
-    """Delete what killed writers of `dest` left behind: their locks ended with them."""
-    for folder in dest.parent.glob(f".{dest.name}.????????.partial"):
-        lock = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
-        except BlockingIOError:
-            _log.info("%s is being written by another process.", folder)
-        finally:
-            os.close(lock)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names inside a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _pixel_moments(part: WrittenSplit, pixels: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel, pixels in [0, 1], of images of `pixels` pixels; the sums are exact."""
+    count = len(part.index) * pixels
+    pairs = list(zip(part.sums.tolist(), part.squares.tolist(), strict=True))
+    mean = [total / (255 * count) for total, _ in pairs]
+    variance = [(count * squares - total * total) / (255 * count) ** 2 for total, squares in pairs]
+    return mean, np.sqrt(variance).tolist()

@@ -1,145 +1,205 @@
-"""Writing one split: sources -> `SPLIT-000000.tar`, ... and `index-SPLIT.npz`.
+"""Writing one split: samples -> `SPLIT-000000.tar`, ... and their index.
 
-Samples are shuffled across classes with a fixed seed, images become PNG, and everything that could differ between two
-writings (times, owners, order) is fixed, so the same input gives the same bytes. Plain webdataset opens the shards too.
+Samples are shuffled across classes with a fixed seed, and everything that could differ between two writings (times,
+owners, order) is fixed, so the same input gives the same bytes. Plain webdataset opens the shards too. Shards that an
+interrupted writing finished are kept, and only the rest is written.
 """
 
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, NamedTuple, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from webdataset.writer import TarWriter
 
-from data_pipeline.decode import LABEL, encode_png
+from data_pipeline.decode import LABEL
+from data_pipeline.encoding import Broken, Encoded, Encoder, Output, encode_in_order
+from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex
 from data_pipeline.order import random_bits, random_permutation
-
-SHUFFLE_SEED = 0
-SHARD_BYTES = 256 * 2**20  # a shard is closed once it is this large
-READ_AHEAD = 16  # samples per thread
+from data_pipeline.pictures import SUFFIXES
+from data_pipeline.records import FinishedShard, ShardRecord, Target, file_crc32, sync
 
 
-class Source(NamedTuple):
-    """One sample to be written; `load` gives its image uint8 (C, H, W) and may raise DataError."""
+class Bar(Protocol):
+    """What tqdm gives."""
 
-    key: str
-    label: int
-    load: Callable[[], np.ndarray]
-
-
-Progress: TypeAlias = Callable[[Sequence[Source]], Iterable[Source]]  # wraps what is iterated, as tqdm does
+    def update(self, n: int, /) -> object: ...
+    def close(self) -> object: ...
 
 
-class _Encoded(NamedTuple):
-    key: str
-    label: int
-    png: bytes
-    histogram: np.ndarray  # (C, 256) int64: how many pixels have each value
+Progress: TypeAlias = Callable[[str, int, int], Bar]  # (split, samples in all, samples done) -> a bar
 
 
-class _Row(NamedTuple):
-    """Where one sample went: the sample columns of the index."""
-
-    key: bytes
-    shard: int
-    offset: int
-    size: int
-    label: int
-    crc32: int
+class _NoBar:
+    def update(self, n: int, /) -> None: ...
+    def close(self) -> None: ...
 
 
-def write_split(
-    folder: Path, split: str, sources: Sequence[Source], samples_per_shard: int, progress: Progress
-) -> tuple[ShardIndex, np.ndarray]:
-    """Write one split into `folder`; returns its index and its pixel histogram (C, 256) int64."""
-    samples = _Counted(_encode_ahead(progress(_shuffled(sources))))
-    shards: list[Path] = []
-    rows: list[_Row] = []
-    for first in samples:
-        shards.append(folder / f"{split}-{len(shards):06d}.tar")
-        full = islice(chain([first], samples), samples_per_shard)
-        rows += _write_shard(shards[-1], len(shards) - 1, full)
-    index = _index(shards, rows)
-    with (folder / index_name(split)).open("wb") as file:
-        index.save(file)
-        sync(file)
-    return index, samples.histogram
+def quiet(split: str, total: int, done: int) -> Bar:
+    """The progress that nobody watches."""
+    return _NoBar()
 
 
-def index_name(split: str) -> str:
-    return f"index-{split}.npz"
+@dataclass(frozen=True)
+class Job:
+    """How a data set is written, none of which changes a byte, but that `skip_broken` leaves out what is broken."""
+
+    processes: int = 1
+    skip_broken: bool = False
+    progress: Progress = quiet
 
 
-def sync(file: IO[bytes]) -> None:
-    """Force a file to disk."""
-    file.flush()
-    os.fsync(file.fileno())
+@dataclass(frozen=True, eq=False)
+class WrittenSplit:
+    """What was written, and what was met on the way."""
+
+    index: ShardIndex
+    sums: np.ndarray  # (C,) int64: of all pixels
+    squares: np.ndarray  # (C,) int64
+    skipped: list[str]  # names of unreadable samples
+    enlarged: int  # samples that were smaller than the resolution
 
 
-class _Counted(Iterator[_Encoded]):
-    """Adds up the pixel histograms of the samples that pass."""
-
-    def __init__(self, samples: Iterator[_Encoded]):
-        self._samples = samples
-        self.histogram: np.ndarray = np.zeros(256, np.int64)
-
-    def __next__(self) -> _Encoded:
-        sample = next(self._samples)
-        self.histogram = self.histogram + sample.histogram
-        return sample
-
-
-def _shuffled(sources: Sequence[Source]) -> list[Source]:
-    order = random_permutation(random_bits(SHUFFLE_SEED, 0), len(sources))
-    return [sources[position] for position in order.tolist()]
-
-
-def _encode_ahead(sources: Iterable[Source]) -> Iterator[_Encoded]:
-    """Load and encode on all cores (Pillow releases the interpreter lock), a bounded number ahead, in order."""
-    threads = len(os.sched_getaffinity(0))
-    remaining = iter(sources)
-    with ThreadPoolExecutor(threads) as pool:
-        while group := list(islice(remaining, READ_AHEAD * threads)):
-            yield from pool.map(_encode, group)
+def write_split(target: Target, split: str, encoder: Encoder, output: Output, job: Job) -> WrittenSplit:
+    """Write one split to `target`, or the rest of it; DataError if an image is unreadable and not to be skipped."""
+    finished = list(_finished(target, split))
+    order = random_permutation(random_bits(output.seed, 0), len(encoder.samples))
+    done = finished[-1].record.end if finished else 0
+    bar = job.progress(split, len(order), done)
+    stream = _Usable(encode_in_order(encoder, order[done:], job.processes), done, job.skip_broken, bar)
+    try:
+        for first in stream:
+            name = shard_name(split, len(finished))
+            full = islice(chain([first], stream), output.samples_per_shard)
+            finished.append(_write_shard(target.folder / f"{name}.part", name, full, stream, output))
+            target.keep(target.folder / f"{name}.part", finished[-1])
+    finally:
+        stream.close()
+    if not finished:
+        raise DataError(f"none of the {len(order)} images of {split} is readable: check the source.")
+    return _written(finished, stream.skipped)
 
 
-def _encode(source: Source) -> _Encoded:
-    pixels = source.load()
-    histogram = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in pixels])
-    return _Encoded(source.key, source.label, encode_png(pixels), histogram)
+def shard_name(split: str, number: int) -> str:
+    return f"{split}-{number:06d}.tar"
 
 
-def _write_shard(path: Path, number: int, samples: Iterable[_Encoded]) -> list[_Row]:
-    """Write samples up to SHARD_BYTES into a new shard; the checksums are of what can be read back from it."""
-    rows: list[_Row] = []
+def _finished(target: Target, split: str) -> Iterator[FinishedShard]:
+    """The shards that are there already, up to the first that is not."""
+    number = 0
+    while shard := target.finished(shard_name(split, number)):
+        yield shard
+        number += 1
+
+
+class _Usable(Iterator[Encoded]):
+    """The samples that can be written; knows where it is, and which samples it has left out since it was last asked."""
+
+    def __init__(self, samples: Generator[Encoded | Broken], position: int, skip_broken: bool, bar: Bar):
+        self._samples, self._skip_broken, self._bar = samples, skip_broken, bar
+        self.position = position  # in the order, after the last sample that was taken
+        self.skipped: list[str] = []
+
+    def __next__(self) -> Encoded:
+        while True:
+            sample = next(self._samples)
+            self.position += 1
+            self._bar.update(1)
+            if isinstance(sample, Encoded):
+                return sample
+            if not self._skip_broken:
+                raise DataError(sample.why)
+            self.skipped.append(sample.name)
+
+    def take_skipped(self) -> list[str]:
+        skipped, self.skipped = self.skipped, []
+        return skipped
+
+    def close(self) -> None:
+        """End the processes behind it."""
+        self._bar.close()
+        self._samples.close()
+
+
+@dataclass
+class _Totals:
+    """Sums over the samples of one shard."""
+
+    sums: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    squares: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    enlarged: int = 0
+
+    def add(self, sample: Encoded) -> None:
+        self.sums, self.squares = self.sums + sample.sums, self.squares + sample.squares
+        self.enlarged += sample.enlarged
+
+
+def _write_shard(path: Path, name: str, samples: Iterable[Encoded], stream: _Usable, output: Output) -> FinishedShard:
+    """Write samples up to a full shard to `path`; the checksums are of what can be read back from it."""
+    keys, labels, sizes, totals = [], [], [], _Totals()
+    suffix = SUFFIXES[output.image_format]
     with path.open("w+b") as file:
         with TarWriter(file, encoder=False, mtime=0) as tar:
             for sample in samples:
                 start = tar.tarstream.offset
-                tar.write({"__key__": sample.key, "png": sample.png, LABEL: str(sample.label).encode()})
-                end = tar.tarstream.offset
-                rows.append(_Row(sample.key.encode("ascii"), number, start, end - start, sample.label, 0))
-                if end >= SHARD_BYTES:
+                label = str(sample.label).encode()
+                tar.write({"__key__": sample.key.decode("ascii"), suffix: sample.image, LABEL: label})
+                keys.append(sample.key)
+                labels.append(sample.label)
+                sizes.append(tar.tarstream.offset - start)
+                totals.add(sample)
+                if tar.tarstream.offset >= output.shard_bytes:
                     break
         sync(file)
         file.seek(0)
-        return [row._replace(crc32=zlib.crc32(file.read(row.size))) for row in rows]
+        checksums = [zlib.crc32(file.read(size)) for size in sizes]
+        total_bytes = file.seek(0, os.SEEK_END)
+    index = _index(name, total_bytes, keys, labels, sizes, checksums)
+    record = ShardRecord(
+        crc32=file_crc32(path),
+        end=stream.position,
+        sums=totals.sums.tolist(),
+        squares=totals.squares.tolist(),
+        skipped=stream.take_skipped(),
+        enlarged=totals.enlarged,
+        fingerprint=index.fingerprint,
+    )
+    return FinishedShard(record, index)
 
 
-def _index(shards: Sequence[Path], rows: Sequence[_Row]) -> ShardIndex:
-    key, shard, offset, size, label, crc32 = zip(*rows, strict=True)
+def _index(
+    name: str, total_bytes: int, keys: list[bytes], labels: list[int], sizes: list[int], checksums: list[int]
+) -> ShardIndex:
+    """The index of one shard, whose samples follow each other without a gap."""
+    size = np.array(sizes, "<i4")
     return ShardIndex(
-        shard_names=np.array([path.name.encode() for path in shards]),
-        shard_bytes=np.array([path.stat().st_size for path in shards], "<i8"),
-        key=np.array(key),
-        shard=np.array(shard, "<i4"),
-        offset=np.array(offset, "<i8"),
-        size=np.array(size, "<i4"),
-        label=np.array(label, "<i4"),
-        crc32=np.array(crc32, "<u4"),
+        shard_names=np.array([name.encode()]),
+        shard_bytes=np.array([total_bytes], "<i8"),
+        key=np.array(keys),
+        shard=np.zeros(len(keys), "<i4"),
+        offset=np.cumsum(size, dtype="<i8") - size,
+        size=size,
+        label=np.array(labels, "<i4"),
+        crc32=np.array(checksums, "<u4"),
+    )
+
+
+def _written(finished: list[FinishedShard], skipped_last: list[str]) -> WrittenSplit:
+    parts, records = [shard.index for shard in finished], [shard.record for shard in finished]
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("shard_names", "shard_bytes", "key", "offset", "size", "label", "crc32")
+    }
+    shard = np.repeat(np.arange(len(parts), dtype="<i4"), [len(part) for part in parts])
+    return WrittenSplit(
+        index=ShardIndex(shard=shard, **columns),
+        sums=np.sum([record.sums for record in records], axis=0),
+        squares=np.sum([record.squares for record in records], axis=0),
+        skipped=[name for record in records for name in record.skipped] + skipped_last,
+        enlarged=sum(record.enlarged for record in records),
     )

@@ -5,6 +5,24 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.samples import Samples
+
+
+def held_out(samples: Samples, names: Sequence[str], test_share: float) -> dict[str, Samples]:
+    """The splits `train` and `test` of `samples`, whose `names` decide the side; `train` alone where the share is 0."""
+    if test_share == 0:
+        return {"train": samples}
+    if min(np.unique(samples.labels, return_counts=True)[1], default=0) < 2:
+        raise DataError(
+            "a class has a single image, but training and test need one each: add images, raise --limit, or prepare "
+            "without a test split (--test-share 0)."
+        )
+    parts = stratified_split(names, samples.labels.tolist(), test_share)
+    return {split: samples.take(positions) for split, positions in parts.items()}
+
 
 def stratified_split(names: Sequence[str], labels: Sequence[int], test_share: float) -> dict[str, list[int]]:
     """Positions of the `train` and `test` samples, each ascending.

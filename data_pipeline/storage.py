@@ -6,6 +6,8 @@ through `os.pread` on a few cached descriptors, so reading one sample costs one 
 
 import os
 import re
+import shutil
+import uuid
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -41,6 +43,34 @@ def size_of(url: str) -> int:
         return local_path(url).stat().st_size
     except OSError as error:
         raise _unreadable(url, error) from error
+
+
+def exists(url: str) -> bool:
+    """Whether there is an object of this name."""
+    return local_path(url).exists()
+
+
+def list_url(url: str) -> list[str]:
+    """The URLs of what lies in the folder `url`, sorted; nothing where there is none."""
+    folder = local_path(url)
+    return sorted(join_url(url, path.name) for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def is_remote(url: str) -> bool:
+    """Whether the URL names something that is not on this machine."""
+    return "://" in url and not url.startswith("file://")
+
+
+def write_object(url: str, content: BinaryIO | bytes) -> None:
+    """Write a whole object, which is complete or absent."""
+    path = local_path(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    with partial.open("wb") as file:
+        file.write(content) if isinstance(content, bytes) else shutil.copyfileobj(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def join_url(base: str, name: str) -> str:

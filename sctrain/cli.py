@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from data_pipeline.errors import DataError
 from sctrain import __version__
+from sctrain.commands.data_arguments import add_data, add_prepare
 from sctrain.errors import OwnUserError, UserError
 
 USER_ERROR = 2
@@ -103,14 +104,11 @@ def _add_global_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare(parser: argparse.ArgumentParser) -> None:
-    sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
-    digits = sources.add_parser("digits", help="scikit-learn's 1,797 scanned digits (8x8, 10 classes)")
-    folder = sources.add_parser("folder", help="a directory of class folders of ordinary image files")
-    folder.add_argument("src", type=Path, help="SRC/CLASS/name.jpg")
-    folder.add_argument("--resolution", type=int, required=True, help="side of the square images, in pixels")
-    for source in (digits, folder):
-        _add_global_flags(source)
-        source.add_argument("dest", type=Path, help="folder to write; verified if it exists")
+    add_prepare(parser, _add_global_flags)
+
+
+def _data(parser: argparse.ArgumentParser) -> None:
+    add_data(parser, _add_global_flags)
 
 
 def _train(parser: argparse.ArgumentParser) -> None:
@@ -294,6 +292,7 @@ def _quickstart(parser: argparse.ArgumentParser) -> None:
 
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "prepare": ("write a data set as shards and train its evaluation classifier", _prepare),
+    "data": ("describe, verify or show a data set", _data),
     "train": ("train one run, or go on with it", _train),
     "evaluate": ("score the published snapshots of a run", _evaluate),
     "sample": ("draw images from the newest snapshot of a run", _sample),

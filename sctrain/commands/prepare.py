@@ -1,28 +1,141 @@
 """`sctrain prepare`: images to shards, and the classifier that evaluation needs."""
 
 import argparse
-from collections.abc import Sequence
+import signal
+import sys
+from collections.abc import Callable
 
 from tqdm import tqdm
 
+from data_pipeline.description import DatasetDescription
 from data_pipeline.digits import prepare_digits
-from data_pipeline.folder import prepare_folder
-from data_pipeline.shards import Source
-from sctrain.evaluation.extractor import train_extractor
+from data_pipeline.encoding import Output
+from data_pipeline.parallel import cores
+from data_pipeline.shards import Bar, Job
+from data_pipeline.sources.cifar10 import prepare_cifar10
+from data_pipeline.sources.folder import prepare_folder
+from data_pipeline.sources.ilsvrc import prepare_ilsvrc
+from data_pipeline.sources.lsun import prepare_lsun
+from data_pipeline.sources.shards import prepare_shards
+from data_pipeline.storage import is_remote
+from data_pipeline.verify import verify_dataset
+from sctrain.errors import UserError
 from sctrain.reporting.console import say
+
+CLASSIFIER_BYTES = 2**31  # of pixels; the evaluation classifier holds them all in memory
+NAMED = 5  # skipped images that are told
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.source == "digits":
-        data = prepare_digits(args.dest)
-    else:
-        data = prepare_folder(args.src, args.dest, args.resolution, progress=_progress)
-    counts = ", ".join(f"{split.samples} {name}" for name, split in data.splits.items())
-    say(f"{args.dest}: {data.height}x{data.width}, {len(data.classes)} classes, images: {counts}")
-    accuracy = train_extractor(str(args.dest))["held_out_accuracy"]
-    say(f"{args.dest}: the evaluation classifier gets {accuracy:.1%} of the test images right")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that worker processes end too
+    if args.classifier and is_remote(args.dest):
+        raise UserError("--classifier works on a folder of this machine; leave it out for a bucket")
+    data = _KINDS[args.source](args)
+    _tell(args.dest, data)
+    if args.verify:
+        verdict = verify_dataset(args.dest, args.processes or cores(), progress_bar)
+        verdict.require_sound(args.dest)
+        say(f"{args.dest}: {verdict.samples:,} samples read again, {verdict.bytes:,} bytes: all as written")
+    if _wants_classifier(args, data):
+        _train_classifier(args.dest)
     return 0
 
 
-def _progress(sources: Sequence[Source]) -> tqdm:
-    return tqdm(sources, unit="img", disable=None, leave=False)
+def progress_bar(split: str, total: int, done: int) -> Bar:
+    """A bar with the time that is left, where a person watches."""
+    return tqdm(desc=split, total=total, initial=done, unit="img", disable=None, leave=False)
+
+
+def _digits(args: argparse.Namespace) -> DatasetDescription:
+    return prepare_digits(args.dest, Job(progress=progress_bar))
+
+
+def _folder(args: argparse.Namespace) -> DatasetDescription:
+    return prepare_folder(
+        args.src, args.dest, args.resolution, test_share=args.test_share, output=_output(args), job=_job(args)
+    )
+
+
+def _ilsvrc(args: argparse.Namespace) -> DatasetDescription:
+    return prepare_ilsvrc(
+        args.src,
+        args.dest,
+        args.resolution,
+        val=args.val,
+        val_labels=args.val_labels,
+        output=_output(args),
+        job=_job(args),
+    )
+
+
+def _cifar10(args: argparse.Namespace) -> DatasetDescription:
+    # In one process: these images are tiny and in memory, and sending them to others would take longer.
+    return prepare_cifar10(
+        args.src, args.dest, one_class=args.one_class, output=_output(args), job=Job(progress=progress_bar)
+    )
+
+
+def _lsun(args: argparse.Namespace) -> DatasetDescription:
+    return prepare_lsun(args.src, args.dest, args.resolution, val=args.val, output=_output(args), job=_job(args))
+
+
+def _shards(args: argparse.Namespace) -> DatasetDescription:
+    return prepare_shards(
+        args.src,
+        args.dest,
+        args.resolution,
+        label_key=args.label_key,
+        unlabelled=args.unlabelled,
+        test_share=args.test_share,
+        output=_output(args),
+        job=_job(args),
+    )
+
+
+_KINDS: dict[str, Callable[[argparse.Namespace], DatasetDescription]] = {
+    "digits": _digits,
+    "folder": _folder,
+    "ilsvrc": _ilsvrc,
+    "cifar10": _cifar10,
+    "lsun": _lsun,
+    "shards": _shards,
+}
+
+
+def _output(args: argparse.Namespace) -> Output:
+    return Output(
+        image_format=args.format,
+        quality=args.quality,
+        samples_per_shard=args.samples_per_shard,
+        shard_bytes=args.shard_size,
+        seed=args.seed,
+        limit=args.limit,
+    )
+
+
+def _job(args: argparse.Namespace) -> Job:
+    return Job(processes=args.processes or cores(), skip_broken=args.skip_broken, progress=progress_bar)
+
+
+def _tell(dest: str, data: DatasetDescription) -> None:
+    counts = ", ".join(f"{split.samples:,} {name}" for name, split in data.splits.items())
+    say(f"{dest}: {data.height}x{data.width}, {len(data.classes):,} classes, images: {counts}")
+    if data.enlarged:
+        say(f"{dest}: {data.enlarged:,} images were smaller than {data.height} pixels and were enlarged, as ADM does")
+    if data.skipped:
+        more = f" and {len(data.skipped) - NAMED:,} more" if len(data.skipped) > NAMED else ""
+        say(f"{dest}: {len(data.skipped):,} unreadable images left out: {', '.join(data.skipped[:NAMED])}{more}")
+
+
+def _wants_classifier(args: argparse.Namespace, data: DatasetDescription) -> bool:
+    if args.classifier is not None or is_remote(args.dest) or "test" not in data.splits:
+        return bool(args.classifier)
+    samples = sum(split.samples for split in data.splits.values())
+    return samples * data.channels * data.height * data.width <= CLASSIFIER_BYTES
+
+
+def _train_classifier(dest: str) -> None:
+    from sctrain.evaluation.extractor import train_extractor  # needs torch, which the worker processes do without
+
+    accuracy = train_extractor(dest)["held_out_accuracy"]
+    say(f"{dest}: the evaluation classifier gets {accuracy:.1%} of the test images right")

@@ -1,6 +1,7 @@
 """Grids of images for people: smoothly enlarged, on a quiet ground, with labels where asked for."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -41,9 +42,9 @@ def image_grid(
         picture.paste(image, (left + i % columns * (width + GAP), top + i // columns * (height + GAP)))
     draw = ImageDraw.Draw(picture)
     for row, label in enumerate(row_labels):
-        draw.text((left - 5, top + row * (height + GAP) + height / 2), label, INK, _font(), anchor="rm")
+        draw.text((left - 5, top + row * (height + GAP) + height / 2), label, INK, font(), anchor="rm")
     for column, label in enumerate(column_labels):
-        draw.text((left + column * (width + GAP) + width / 2, top / 2), label, INK, _font(), anchor="mm")
+        draw.text((left + column * (width + GAP) + width / 2, top / 2), label, INK, font(), anchor="mm")
     return picture
 
 
@@ -55,9 +56,11 @@ def enlarged(image: Tensor, tile: int = TILE) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.LANCZOS)
 
 
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(13)
+@cache
+def font(size: int = 13) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font of all pictures, `size` pixels high."""
+    return ImageFont.load_default(size)
 
 
 def _text_width(text: str) -> int:
-    return round(_font().getlength(text))
+    return round(font().getlength(text))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import get_args
 
@@ -10,7 +9,8 @@ import numpy as np
 
 from data_pipeline.description import DESCRIPTION_FILE, Channels, DatasetDescription, read_description
 from data_pipeline.publish import DatasetPlan, publish
-from data_pipeline.shards import Source
+from data_pipeline.readers import ArrayReader
+from data_pipeline.samples import samples_of
 from data_pipeline.storage import join_url
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
@@ -50,7 +50,8 @@ def write_random_images(folder: Path, like: DatasetDescription) -> DatasetDescri
     classes = min(len(like.classes), MOST_CLASSES)
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (classes * PER_CLASS, channels, SIDE, SIDE), dtype=np.uint8)
-    sources = [Source(f"{i:04d}", i % classes, partial(np.copy, image)) for i, image in enumerate(images)]
+    labels = [number % classes for number in range(len(images))]
+    samples = samples_of((f"{number:04d}" for number in range(len(images))), labels, ArrayReader(images, "numpy"))
     plan = DatasetPlan(
         name="smoke",
         classes=[str(number) for number in range(classes)],
@@ -58,7 +59,6 @@ def write_random_images(folder: Path, like: DatasetDescription) -> DatasetDescri
         licence="none: random numbers",
         source="numpy",
         recipe={"classes": classes, "channels": channels},
-        splits={"train": sources},
-        samples_per_shard=len(sources),
+        splits={"train": samples},
     )
-    return publish(folder, plan, list)
+    return publish(folder, plan)

@@ -68,7 +68,7 @@ def test_overrides_stand_anywhere_after_the_config():
 def test_the_arguments_of_every_command():
     assert cli.parse(["prepare", "digits", "d"]).source == "digits"
     folder = cli.parse(["prepare", "folder", "s", "d", "--resolution", "64"])
-    assert (folder.src, folder.dest, folder.resolution) == (Path("s"), Path("d"), 64)
+    assert (folder.src, folder.dest, folder.resolution) == (Path("s"), "d", 64)
     assert cli.parse(["evaluate", "r", "--watch"]).watch is True
     sample = cli.parse(["sample", "r", "--class", "3", "--steps", "2", "--ema", "0.1", "--seed", "4", "--count", "5"])
     assert (sample.label, sample.steps, sample.ema, sample.seed, sample.count) == (3, 2, 0.1, 4, 5)

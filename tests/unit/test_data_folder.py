@@ -6,14 +6,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipeline.dataset import open_dataset
 from data_pipeline.errors import DataError
-from data_pipeline.folder import load_image, prepare_folder
-from data_pipeline.loader import open_dataset
+from data_pipeline.pictures import Transform
+from data_pipeline.shards import Bar, Job, quiet
+from data_pipeline.sources.folder import prepare_folder
 
 
 def save(path: Path, image: Image.Image, **options: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, **options)
+
+
+def load(path: Path, resolution: int, channels: int) -> np.ndarray:
+    return Transform(resolution, channels, as_photo=True)(path.read_bytes(), str(path))[0]
 
 
 @pytest.fixture
@@ -29,13 +35,13 @@ def photos(tmp_path: Path) -> Path:
 def test_folder_becomes_a_data_set(photos: Path, tmp_path: Path):
     seen = []
 
-    def progress(sources):
-        seen.append(len(sources))
-        return sources
+    def progress(split: str, total: int, done: int) -> Bar:
+        seen.append((split, total, done))
+        return quiet(split, total, done)
 
-    description = prepare_folder(photos, tmp_path / "out", resolution=8, test_share=0.3, progress=progress)
+    description = prepare_folder(photos, tmp_path / "out", 8, test_share=0.3, job=Job(progress=progress))
     assert description.classes == ["blue", "red"] and description.shape == (3, 8, 8) and description.name == "photos"
-    assert seen == [8, 4]  # per class: 4 for training, 2 for test
+    assert seen == [("train", 8, 0), ("test", 4, 0)]  # per class: 4 for training, 2 for test
     for split in ("train", "test"):
         dataset = open_dataset(str(tmp_path / "out"), split)
         images, labels = dataset.read(np.arange(len(dataset)))
@@ -70,7 +76,7 @@ def test_central_square_is_resized_with_antialiasing(tmp_path: Path):
     columns[:, 32:64:2] = 200  # stripes one pixel wide in the central square only
     columns[:, :32] = columns[:, 64:] = 255
     Image.fromarray(columns).save(tmp_path / "stripes.png")
-    image = load_image(tmp_path / "stripes.png", 4, channels=1)
+    image = load(tmp_path / "stripes.png", 4, channels=1)
     assert image.shape == (1, 4, 4) and image.dtype == np.uint8
     assert np.abs(image.astype(int) - 100).max() <= 20  # without antialiasing: 0 or 200; without the crop: up to 255
 
@@ -81,10 +87,10 @@ def test_orientation_and_transparency(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown rotated clockwise, which puts the left half on top
     half.save(tmp_path / "turned.png", exif=exif)
-    upright = load_image(tmp_path / "turned.png", 8, channels=3)
+    upright = load(tmp_path / "turned.png", 8, channels=3)
     assert upright[:, 0].min() == 255 and upright[:, 7].max() == 0
     Image.new("RGBA", (8, 8), (10, 20, 30, 0)).save(tmp_path / "clear.png")
-    assert load_image(tmp_path / "clear.png", 8, channels=3).min() == 255
+    assert load(tmp_path / "clear.png", 8, channels=3).min() == 255
 
 
 def test_mistakes_are_named(photos: Path, tmp_path: Path):

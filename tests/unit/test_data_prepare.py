@@ -132,22 +132,26 @@ def test_failed_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path):
+def test_leftovers_of_a_killed_writer_are_removed(digits: Path, tmp_path: Path):
     (tmp_path / "digits").mkdir()  # an empty folder is no obstacle
-    (tmp_path / ".digits.0a1b2c3d.partial").mkdir()
-    (tmp_path / ".digits.0a1b2c3d.partial" / "train-000000.tar").touch()
+    (tmp_path / ".digits.partial" / "data").mkdir(parents=True)
+    (tmp_path / ".digits.partial" / "data" / "train-000000.tar").touch()
+    (tmp_path / ".digits.partial" / "data" / "train-000001.tar.part").touch()
     prepare_digits(tmp_path / "digits")
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]
+    assert sorted(path.name for path in (tmp_path / "digits").iterdir()) == sorted(p.name for p in digits.iterdir())
 
 
-def test_a_writer_at_work_is_left_alone(tmp_path: Path):
-    partial = tmp_path / ".digits.0a1b2c3d.partial"
+def test_two_writers_do_not_meet(tmp_path: Path):
+    partial = tmp_path / ".digits.partial"
     partial.mkdir()
     lock = os.open(partial, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    prepare_digits(tmp_path / "digits")
+    with pytest.raises(DataError, match="digits is being written by another process: wait for it"):
+        prepare_digits(tmp_path / "digits")
     os.close(lock)
-    assert partial.is_dir()
+    prepare_digits(tmp_path / "digits")
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
 
 
 def test_split_keeps_sides_and_both_sides_filled():

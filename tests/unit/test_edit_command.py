@@ -9,7 +9,7 @@ import torch
 from digits import publish_random
 from PIL import Image
 
-from data_pipeline.folder import prepare_folder
+from data_pipeline.sources.folder import prepare_folder
 from sctrain import cli
 from sctrain.commands import edit
 from sctrain.commands.edit_inputs import Model
