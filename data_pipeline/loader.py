@@ -79,7 +79,7 @@ def stream(
 
     `workers` 0 reads in one background thread, more in that many processes; `window` is the shuffle window in samples.
     """
-    reader = _Reader(dataset, SampleOrder(dataset.index.shard_counts, seed, window))
+    reader = _Reader(dataset, SampleOrder(dataset.index, seed, window))
     positions = micro_batch_positions(start, global_batch, micro_batch, rank, world)
     if workers:
         return BatchStream(_from_workers(reader, positions, workers, prefetch))

@@ -62,7 +62,7 @@ def open_stream(
 
 
 def expected(dataset: ShardedDataset, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    order = SampleOrder(dataset.index.shard_counts, SEED, WINDOW)
+    order = SampleOrder(dataset.index, SEED, WINDOW)
     return dataset.read(order.sample_ids(np.arange(start, start + count)))
 
 
