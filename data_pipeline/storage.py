@@ -6,12 +6,13 @@ through `os.pread` on a few cached descriptors, so reading one sample costs one 
 
 import os
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from data_pipeline.errors import PREPARE_AGAIN, DataError
+from data_pipeline.errors import PREPARE_AGAIN, DataError, MissingError
 
 OPEN_DESCRIPTORS = 64  # per process; far below the usual limit of 1,024
 
@@ -31,8 +32,23 @@ def read_range(url: str, offset: int, size: int) -> bytes:
     except OSError as error:
         raise _unreadable(url, error) from error
     if len(data) != size:
-        raise DataError(f"{url} ends before byte {offset + size}, so it was cut short: {PREPARE_AGAIN}.")
+        raise MissingError(f"{url} ends before byte {offset + size}, so it was cut short: {PREPARE_AGAIN}.")
     return data
+
+
+def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The byte ranges (offset, size) of one object; errors as of `read_range`."""
+    return [read_range(url, offset, size) for offset, size in ranges]
+
+
+def is_remote(url: str) -> bool:
+    """Whether the URL names something that is not on this machine."""
+    return "://" in url and not url.startswith("file://")
+
+
+def statistics() -> dict[str, float]:
+    """What this process has asked of stores so far: bytes, requests, retries."""
+    return {}
 
 
 def size_of(url: str) -> int:
@@ -81,5 +97,5 @@ def _descriptor(url: str) -> _Descriptor:
 
 def _unreadable(url: str, error: OSError) -> DataError:
     if isinstance(error, FileNotFoundError):
-        return DataError(f"{url} does not exist: check the path, or {PREPARE_AGAIN}.")
+        return MissingError(f"{url} does not exist: check the path, or {PREPARE_AGAIN}.")
     return DataError(f"{url} cannot be read ({error.strerror}): check the path and its permissions.")

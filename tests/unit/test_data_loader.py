@@ -10,6 +10,7 @@ import threading
 import time
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,14 +187,14 @@ def test_close_ends_the_thread_and_reads_no_further(dataset: ShardedDataset):
 
 def test_prefetch_is_bounded_and_waiting_is_counted(dataset: ShardedDataset, monkeypatch: pytest.MonkeyPatch):
     reads = []
-    read = ShardedDataset.read
+    decode = ShardedDataset.decode
 
-    def slow_read(self: ShardedDataset, sample_ids: np.ndarray):
+    def slow_decode(self: ShardedDataset, sample_ids: np.ndarray, *rest: Any):
         reads.append(len(sample_ids))
         time.sleep(0.02)
-        return read(self, sample_ids)
+        return decode(self, sample_ids, *rest)
 
-    monkeypatch.setattr(ShardedDataset, "read", slow_read)
+    monkeypatch.setattr(ShardedDataset, "decode", slow_decode)
     with open_stream(dataset) as batches:
         next(batches)
         waited = batches.wait_seconds
