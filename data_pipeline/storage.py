@@ -4,21 +4,30 @@ Plain paths and file:// URLs today; object storage belongs behind these same fun
 through `os.pread` on a few cached descriptors, so reading one sample costs one system call and threads share no offset.
 """
 
+import io
 import os
 import re
+import threading
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
+from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
 
 from data_pipeline.errors import PREPARE_AGAIN, DataError, MissingError
 
+_counts: Counter[str] = Counter()
+_counting = threading.Lock()
 OPEN_DESCRIPTORS = 64  # per process; far below the usual limit of 1,024
 
 
 def open_url(url: str) -> BinaryIO:
     """The whole object, opened for reading; DataError if it is not there."""
+    if is_remote(url):
+        return io.BytesIO(_http(url))
     try:
         return local_path(url).open("rb")
     except OSError as error:
@@ -27,6 +36,8 @@ def open_url(url: str) -> BinaryIO:
 
 def read_range(url: str, offset: int, size: int) -> bytes:
     """`size` bytes from `offset`; DataError if the object is missing or ends before them."""
+    if is_remote(url):
+        return _http(url, offset, size)
     try:
         data = _descriptor(url).read(offset, size)
     except OSError as error:
@@ -48,7 +59,27 @@ def is_remote(url: str) -> bool:
 
 def statistics() -> dict[str, float]:
     """What this process has asked of stores so far: bytes, requests, retries."""
-    return {}
+    return dict(_counts)
+
+
+def _http(url: str, offset: int = 0, size: int | None = None) -> bytes:
+    """An object, or a part of it, from a web server."""
+    if not url.startswith(("http://", "https://")):
+        local_path(url)
+    asked = {} if size is None else {"Range": f"bytes={offset}-{offset + size - 1}"}
+    try:
+        with urlopen(Request(url, headers=asked), timeout=60) as answer:
+            data = answer.read()
+    except HTTPError as error:
+        problem = MissingError if error.code in (404, 410, 416) else DataError
+        raise problem(f"{url} cannot be read (HTTP {error.code}): check the address, or {PREPARE_AGAIN}.") from error
+    except OSError as error:
+        raise DataError(f"{url} cannot be read ({error}): check the address and the network.") from error
+    with _counting:
+        _counts.update(requests=1, bytes=len(data))
+    if size is not None and len(data) != size:
+        raise MissingError(f"{url} ends before byte {offset + size}, so it was cut short: {PREPARE_AGAIN}.")
+    return data
 
 
 def size_of(url: str) -> int:
