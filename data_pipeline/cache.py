@@ -14,7 +14,6 @@ import stat
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,7 +56,7 @@ class SpanCache:
         self._folder = self._root / owner
         self._touched: dict[int, float] = {}
         self._counting = threading.Lock()
-        self.counts: Counter[str] = Counter()  # fetched, evicted, spoiled
+        self.counts = {"fetched": 0, "evicted": 0, "spoiled": 0}
         self.is_full = False  # the disk is: nothing more will be kept by this process
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -98,9 +97,10 @@ class SpanCache:
                 os.close(claim)
 
     def drop(self, span: int) -> None:
-        """Forget a spoiled entry."""
-        self._count("spoiled")
-        self._path(span).unlink(missing_ok=True)
+        """Forget a spoiled entry; several samples may have found it so."""
+        if self._path(span).exists():
+            self._count("spoiled")
+            self._path(span).unlink(missing_ok=True)
 
     def _count(self, what: str) -> None:
         with self._counting:

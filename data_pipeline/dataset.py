@@ -63,6 +63,12 @@ class ShardedDataset:
                 problems[row] = error
         return arrays, problems
 
+    def named(self, sample_id: int, problem: DamagedError | MissingError) -> str:
+        """A sentence that names shard and key of a sample that cannot be read."""
+        if isinstance(problem, DamagedError):
+            return str(problem)
+        return f"sample {self._name(sample_id)!r} is lost: {problem}"
+
     @property
     def stored_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what is stored of a sample; 2C where a latent's mean and standard deviation are."""
@@ -113,6 +119,9 @@ class ShardedDataset:
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_fetcher"}
 
+    def _name(self, sample_id: int) -> str:
+        return self.index.key[sample_id].decode("ascii", "replace")
+
     def _stored(self, sample_id: int, data: bytes | MissingError, fetcher: Fetcher) -> np.ndarray:
         """What is stored of one sample, checked against the index."""
         if isinstance(data, MissingError):
@@ -125,11 +134,10 @@ class ShardedDataset:
         try:
             array = self._decoded(sample_id, data)
         except BadSampleError as error:
-            url, name = (
-                self._shard_urls[self.index.shard[sample_id]],
-                self.index.key[sample_id].decode("ascii", "replace"),
-            )
-            raise DamagedError(f"{url}: sample {name!r} is damaged ({error}): {PREPARE_AGAIN}.") from error
+            url = self._shard_urls[self.index.shard[sample_id]]
+            raise DamagedError(
+                f"{url}: sample {self._name(sample_id)!r} is damaged ({error}): {PREPARE_AGAIN}."
+            ) from error
         fetcher.spoiled(sample_id)
         return array
 

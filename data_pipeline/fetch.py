@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
@@ -34,7 +34,7 @@ class Fetcher(Protocol):
     """One process's access to the samples of one split. Close it to end its threads."""
 
     @property
-    def counts(self) -> Counter[str]:
+    def counts(self) -> dict[str, int]:
         """What happened so far, by name."""
         ...
 
@@ -67,9 +67,9 @@ class DirectFetcher:
         self._begun: dict[bytes, list[_Task]] = {}  # by batch
 
     @property
-    def counts(self) -> Counter[str]:
+    def counts(self) -> dict[str, int]:
         """Nothing beyond what the storage counts."""
-        return Counter()
+        return {}
 
     def read(self, sample_ids: np.ndarray) -> list[Fetched]:
         """See Fetcher. Samples that follow each other in a shard are fetched at once."""
@@ -159,12 +159,12 @@ class SpanFetcher:
         self._threads = _Threads()
         self._loading: dict[int, Future[bytes | None]] = {}
         self._asked: dict[int, None] = {}  # in the order of asking
-        self._counts: Counter[str] = Counter()
+        self._counts = {"hits": 0, "misses": 0}
 
     @property
-    def counts(self) -> Counter[str]:
+    def counts(self) -> dict[str, int]:
         """Samples found (`cache_hits`) or not (`cache_misses`), spans fetched, evicted and found spoiled."""
-        return self._counts + Counter({f"cache_{name}": count for name, count in self._cache.counts.items()})
+        return {f"cache_{name}": count for name, count in (*self._counts.items(), *self._cache.counts.items())}
 
     def read(self, sample_ids: np.ndarray) -> list[Fetched]:
         """See Fetcher."""
@@ -174,7 +174,7 @@ class SpanFetcher:
         missing: deque[tuple[int, list[int], Future[bytes | None]]] = deque()
         for span, rows in self._by_span(sample_ids).items():
             parts = self._cache.read(span, self._ranges(span, sample_ids[rows]))
-            self._counts["cache_misses" if parts is None else "cache_hits"] += len(rows)
+            self._counts["misses" if parts is None else "hits"] += len(rows)
             if parts is None:
                 missing.append((span, rows, self._load(span, wait=True)))
             else:

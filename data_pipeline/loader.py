@@ -9,7 +9,7 @@ import logging
 import signal
 import time
 from collections import defaultdict, deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
@@ -26,6 +26,7 @@ from data_pipeline.storage import is_remote
 __all__ = ["Batch", "BatchStream", "ReadOptions", "ShardedDataset", "open_dataset", "stream"]
 
 SAMPLES_TO_JUDGE = 10_000  # the share of damaged ones is taken of at least so many
+MOST_TOLD = 50  # problems that are logged
 AHEAD_BYTES = 64 * 2**20  # of samples whose fetching has begun: a tenth of a second of a fast network
 MOST_AHEAD = 64  # batches
 DEFAULT = ReadOptions()
@@ -38,6 +39,7 @@ class BatchStream(Iterator[Batch]):
     def __init__(self, batches: Generator[Batch], max_corrupt_share: float):
         self._batches = batches
         self._share = max_corrupt_share
+        self._told = 0
         self.wait_seconds = 0.0  # how long the consumer has waited for data so far
         self.statistics: defaultdict[str, float] = defaultdict(float)  # of all batches so far, see Batch
 
@@ -50,11 +52,17 @@ class BatchStream(Iterator[Batch]):
             self.wait_seconds += time.perf_counter() - start
         for name, value in batch.statistics.items():
             self.statistics[name] += value
-        for problem in batch.damaged:
-            _log.warning("%s Another sample takes its place.", problem)
         if batch.damaged:
+            self._tell(batch.damaged)
             self._check_share(batch.damaged[-1])
         return batch
+
+    def _tell(self, problems: Sequence[str]) -> None:
+        for problem in problems[: max(MOST_TOLD - self._told, 0)]:
+            _log.warning("%s Another sample takes its place.", problem)
+        self._told += len(problems)
+        if self._told - len(problems) < MOST_TOLD <= self._told:
+            _log.warning("Further samples that have to be replaced are counted only.")
 
     def _check_share(self, problem: str) -> None:
         """DataError once too many samples were replaced; the first few may be an accident."""

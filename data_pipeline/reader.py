@@ -101,6 +101,7 @@ class Reader(Dataset):
         fetched = self._fetcher.read(ids)
         start = time.perf_counter()
         stored, problems = self._dataset.decode(ids, fetched, self._fetcher)
+        about = tuple(self._dataset.named(int(ids[row]), problem) for row, problem in problems.items())
         for row, problem in problems.items():
             ids[row], stored[row] = self._replacement(int(positions[row]), problem)
         images = self._finished(stored, positions)
@@ -109,7 +110,6 @@ class Reader(Dataset):
             "samples": len(ids),
             "replaced": len(problems),
         }
-        about = tuple(str(problem) for problem in problems.values())
         labels = self._dataset.labels(ids)
         return Batch(images, labels, torch.from_numpy(positions), torch.from_numpy(ids), statistics, about)
 

@@ -71,6 +71,7 @@ def _http(url: str, offset: int = 0, size: int | None = None) -> bytes:
         with urlopen(Request(url, headers=asked), timeout=60) as answer:
             data = answer.read()
     except HTTPError as error:
+        error.close()
         problem = MissingError if error.code in (404, 410, 416) else DataError
         raise problem(f"{url} cannot be read (HTTP {error.code}): check the address, or {PREPARE_AGAIN}.") from error
     except OSError as error:

@@ -28,7 +28,10 @@ def write_latents(folder: Path, samples: int, per_shard: int, content: str = "me
         np.array([name.encode() for name in names]),
         np.array(sizes, "<i8"),
         np.array(key),
-        *(np.array(column, kind) for column, kind in zip((shard, offset, size, label), ("<i4", "<i8", "<i4", "<i4"))),
+        np.array(shard, "<i4"),
+        np.array(offset, "<i8"),
+        np.array(size, "<i4"),
+        np.array(label, "<i4"),
         np.array(crc32, "<u4"),
     )
     with (folder / "index-train.npz").open("wb") as file:

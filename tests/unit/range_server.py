@@ -57,9 +57,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path.name in self.store.lost or not path.is_file():
             self._send(404, b"")
             return
-        content = path.read_bytes()
+        size = path.stat().st_size
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        first, last = 0, len(content) - 1
+        first, last = 0, size - 1
         if asked:
             first, last = int(asked[1]), min(int(asked[2] or last), last)
         if body:
@@ -69,8 +69,11 @@ class _Handler(BaseHTTPRequestHandler):
         if first > last:
             self._send(416, b"")
             return
-        extra = {"Content-Range": f"bytes {first}-{last}/{len(content)}"} if asked else {}
-        self._send(206 if asked else 200, content[first : last + 1], body=body, **extra)
+        extra = {"Content-Range": f"bytes {first}-{last}/{size}"} if asked else {}
+        with path.open("rb") as file:
+            file.seek(first)
+            content = file.read(last + 1 - first)
+        self._send(206 if asked else 200, content, body=body, **extra)
 
     def _send(self, code: int, data: bytes, *, body: bool = True, **headers: str) -> None:
         self.send_response(code)
