@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from latents import write_latents
 
 from data_pipeline.digits import prepare_digits
 from data_pipeline.errors import DataError
-from data_pipeline.loader import BatchStream, ShardedDataset, open_dataset, stream
+from data_pipeline.loader import BatchStream, ReadOptions, ShardedDataset, open_dataset, stream
 from data_pipeline.order import SampleOrder
 
 BATCH = 24
@@ -47,6 +48,7 @@ def open_stream(
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
+    **more: Any,
 ) -> BatchStream:
     return stream(
         dataset,
@@ -59,6 +61,7 @@ def open_stream(
         workers=workers,
         prefetch=3,
         window=WINDOW,
+        **more,
     )
 
 
@@ -104,6 +107,33 @@ def test_resume_equals_uninterrupted(dataset: ShardedDataset):
         for _ in range(3):
             one, other = next(whole), next(resumed)
             assert torch.equal(one.images, other.images) and torch.equal(one.positions, other.positions)
+
+
+def test_flips_belong_to_positions(dataset: ShardedDataset):
+    """Half of the images are mirrored, the same ones on any ranks, in another epoch others."""
+    images, _ = expected(dataset, START, 8 * BATCH)
+    found = []
+    for world in (1, 2):
+        ranks = []
+        for rank in range(world):
+            shared = {"micro_batch": BATCH // world, "rank": rank, "world": world}
+            with open_stream(dataset, **shared, options=ReadOptions(flip=True)) as batches:
+                ranks.append(list(islice(batches, 8)))
+        found.append(torch.cat([rank[turn].images for turn in range(8) for rank in ranks]))
+    assert torch.equal(*found)
+    flipped = (found[0] == images.flip(3)).flatten(1).all(1)
+    assert torch.equal(found[0], torch.where(flipped[:, None, None, None], images.flip(3), images))
+    assert 0.35 < flipped.float().mean() < 0.65
+
+
+def test_latents_have_no_mirror_images(tmp_path: Path):
+    stored = write_latents(tmp_path / "latents", 24, 24)
+    latents = open_dataset(str(tmp_path / "latents"), "train")
+    with pytest.raises(DataError, match="holds latents, which have no mirror images: switch the flip off"):
+        open_stream(latents, options=ReadOptions(flip=True))
+    with open_stream(latents) as batches:
+        batch = next(batches)
+    assert batch.images.dtype == torch.float32 and np.array_equal(batch.images.numpy(), stored[batch.sample_ids])
 
 
 def test_stream_leaves_the_global_generator_alone(dataset: ShardedDataset):
