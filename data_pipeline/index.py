@@ -17,6 +17,7 @@ from data_pipeline.description import is_plain_name
 from data_pipeline.errors import PREPARE_AGAIN, DataError
 from data_pipeline.storage import open_url
 
+SPAN_BYTES = 4 * 2**20  # about how much one request to a store brings; it decides the order, so it is no option
 TAR_BLOCK = 512  # bytes; every header and body of a tar starts on such a boundary
 _NOT_AN_ARCHIVE = (  # what numpy and zipfile raise for files that are something else, damaged or lying about sizes
     *(OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, MemoryError),
@@ -54,6 +55,26 @@ class ShardIndex:
     def shard_counts(self) -> np.ndarray:
         """Samples in each shard (S,) int64."""
         return np.bincount(self.shard, minlength=len(self.shard_names))
+
+    @cached_property
+    def span_starts(self) -> np.ndarray:
+        """First samples of the spans, then N: (M + 1,) int64.
+
+        A span is a run of samples of one shard that start in the same SPAN_BYTES of it; it holds at least one sample.
+        """
+        block = self.offset // SPAN_BYTES
+        same = (self.shard[1:] == self.shard[:-1]) & (block[1:] == block[:-1])
+        return np.concatenate([[0], np.flatnonzero(~same) + 1, [len(self)]])
+
+    @property
+    def span_counts(self) -> np.ndarray:
+        """Samples in each span (M,) int64."""
+        return np.diff(self.span_starts)
+
+    @property
+    def mean_bytes(self) -> float:
+        """Of a sample, tar headers and padding included."""
+        return float(self.size.mean(dtype=np.float64))
 
     @cached_property
     def fingerprint(self) -> str:

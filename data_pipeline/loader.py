@@ -5,52 +5,73 @@ state of a stream is the position it starts from, which the trainer keeps.
 """
 
 import atexit
+import logging
 import signal
 import time
-from collections import deque
-from collections.abc import Generator, Iterator
+from collections import defaultdict, deque
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from data_pipeline.dataset import ShardedDataset, open_dataset
 from data_pipeline.errors import DataError
-from data_pipeline.order import SampleOrder, micro_batch_positions
+from data_pipeline.order import micro_batch_positions
+from data_pipeline.reader import Batch, LookAhead, Reader, ReadOptions
+from data_pipeline.storage import is_remote
 
-__all__ = ["Batch", "BatchStream", "ShardedDataset", "open_dataset", "stream"]
+__all__ = ["Batch", "BatchStream", "ReadOptions", "ShardedDataset", "open_dataset", "stream"]
 
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """One micro-batch of one rank."""
-
-    images: torch.Tensor  # (B, C, H, W) uint8
-    labels: torch.Tensor  # (B,) int64
-    positions: torch.Tensor  # (B,) int64: places in the endless global sequence, the key of all per-sample randomness
-
-    def pin_memory(self) -> Self:
-        """The same batch in page-locked memory (torch's DataLoader calls this by name)."""
-        return type(self)(self.images.pin_memory(), self.labels.pin_memory(), self.positions.pin_memory())
+SAMPLES_TO_JUDGE = 10_000  # the share of damaged ones is taken of at least so many
+MOST_TOLD = 50  # problems that are logged
+AHEAD_BYTES = 64 * 2**20  # of samples whose fetching has begun: a tenth of a second of a fast network
+MOST_AHEAD = 64  # batches
+DEFAULT = ReadOptions()
+_log = logging.getLogger(__name__)
 
 
 class BatchStream(Iterator[Batch]):
     """An endless iterator of batches. Close it, or leave its `with` block, to end its threads and processes."""
 
-    def __init__(self, batches: Generator[Batch]):
+    def __init__(self, batches: Generator[Batch], max_corrupt_share: float):
         self._batches = batches
+        self._share = max_corrupt_share
+        self._told = 0
         self.wait_seconds = 0.0  # how long the consumer has waited for data so far
+        self.statistics: defaultdict[str, float] = defaultdict(float)  # of all batches so far, see Batch
 
     def __next__(self) -> Batch:
         """The next batch; a DataError of the thread or process that read it is raised here unchanged."""
         start = time.perf_counter()
         try:
-            return next(self._batches)
+            batch = next(self._batches)
         finally:
             self.wait_seconds += time.perf_counter() - start
+        for name, value in batch.statistics.items():
+            self.statistics[name] += value
+        if batch.damaged:
+            self._tell(batch.damaged)
+            self._check_share(batch.damaged[-1])
+        return batch
+
+    def _tell(self, problems: Sequence[str]) -> None:
+        for problem in problems[: max(MOST_TOLD - self._told, 0)]:
+            _log.warning("%s Another sample takes its place.", problem)
+        self._told += len(problems)
+        if self._told - len(problems) < MOST_TOLD <= self._told:
+            _log.warning("Further samples that have to be replaced are counted only.")
+
+    def _check_share(self, problem: str) -> None:
+        """DataError once too many samples were replaced; the first few may be an accident."""
+        read, replaced = self.statistics["samples"], self.statistics["replaced"]
+        if replaced > self._share * max(read, SAMPLES_TO_JUDGE):
+            raise DataError(
+                f"{replaced:,.0f} of {read:,.0f} samples were damaged or lost, and max_corrupt_share is {self._share}; "
+                f"the last: {problem}"
+            )
 
     def close(self) -> None:
         self._batches.close()
@@ -74,34 +95,35 @@ def stream(
     workers: int,
     prefetch: int,
     window: int,
+    nodes: int = 1,
+    options: ReadOptions = DEFAULT,
 ) -> BatchStream:
     """The batches of `rank` from position `start` on (see `micro_batch_positions`), `prefetch` of them read ahead.
 
-    `workers` 0 reads in one background thread, more in that many processes; `window` is the shuffle window in samples.
+    `workers` 0 reads in one background thread, more in that many processes; `window` is the shuffle window in samples;
+    `nodes` says on how many machines the ranks are, which decides how they fetch, never what.
     """
-    reader = _Reader(dataset, SampleOrder(dataset.index.shard_counts, seed, window))
+    if options.flip and dataset.description.latents is not None:
+        raise DataError(f"{dataset.url} holds latents, which have no mirror images: switch the flip off.")
+    spans = dataset.reads_spans(window, nodes)
+    ahead = _look_ahead(dataset, micro_batch, world, workers, prefetch)
+    reader = Reader(dataset, seed, window, options, ahead, spans=spans)
     positions = micro_batch_positions(start, global_batch, micro_batch, rank, world)
     if workers:
-        return BatchStream(_from_workers(reader, positions, workers, prefetch))
-    return BatchStream(_from_thread(reader, positions, prefetch))
+        return BatchStream(_from_workers(reader, positions, workers, prefetch), options.max_corrupt_share)
+    return BatchStream(_from_thread(reader, positions, prefetch), options.max_corrupt_share)
 
 
-class _Reader(Dataset):
-    """Positions -> a batch, or the error that reading them gave (torch would otherwise rewrite it across processes)."""
-
-    def __init__(self, dataset: ShardedDataset, order: SampleOrder):
-        self._dataset = dataset
-        self._order = order
-
-    def __getitem__(self, positions: np.ndarray) -> Batch | DataError:
-        try:
-            images, labels = self._dataset.read(self._order.sample_ids(positions))
-        except DataError as error:
-            return error
-        return Batch(images, labels, torch.from_numpy(positions))
+def _look_ahead(dataset: ShardedDataset, micro_batch: int, world: int, workers: int, prefetch: int) -> LookAhead:
+    """What each process of a rank begins to fetch early: its own batches, all together AHEAD_BYTES or `prefetch`."""
+    if not is_remote(dataset.url):
+        return LookAhead(0, 0)
+    processes, stride = max(workers, 1), micro_batch * world
+    batches = min(max(round(AHEAD_BYTES / (stride * dataset.index.mean_bytes)), prefetch), MOST_AHEAD)
+    return LookAhead(processes * stride, -(-batches // processes))
 
 
-def _from_thread(reader: _Reader, positions: Iterator[np.ndarray], prefetch: int) -> Generator[Batch]:
+def _from_thread(reader: Reader, positions: Iterator[np.ndarray], prefetch: int) -> Generator[Batch]:
     pin = torch.cuda.is_available()
     pool = ThreadPoolExecutor(1, thread_name_prefix="data")
     ahead: deque[Future[Batch | DataError]] = deque()
@@ -113,9 +135,10 @@ def _from_thread(reader: _Reader, positions: Iterator[np.ndarray], prefetch: int
             yield batch.pin_memory() if pin else batch
     finally:
         pool.shutdown(cancel_futures=True)
+        reader.close()
 
 
-def _from_workers(reader: _Reader, positions: Iterator[np.ndarray], workers: int, prefetch: int) -> Generator[Batch]:
+def _from_workers(reader: Reader, positions: Iterator[np.ndarray], workers: int, prefetch: int) -> Generator[Batch]:
     loader = DataLoader(
         reader,
         batch_size=None,

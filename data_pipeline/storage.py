@@ -4,22 +4,32 @@ Plain paths and file:// URLs today; object storage belongs behind these same fun
 through `os.pread` on a few cached descriptors, so reading one sample costs one system call and threads share no offset.
 """
 
+import io
 import os
 import re
 import shutil
+import threading
 import uuid
+from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
+from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
 
-from data_pipeline.errors import PREPARE_AGAIN, DataError
+from data_pipeline.errors import PREPARE_AGAIN, DataError, MissingError
 
+_counts: Counter[str] = Counter()
+_counting = threading.Lock()
 OPEN_DESCRIPTORS = 64  # per process; far below the usual limit of 1,024
 
 
 def open_url(url: str) -> BinaryIO:
     """The whole object, opened for reading; DataError if it is not there."""
+    if is_remote(url):
+        return io.BytesIO(_http(url))
     try:
         return local_path(url).open("rb")
     except OSError as error:
@@ -28,12 +38,50 @@ def open_url(url: str) -> BinaryIO:
 
 def read_range(url: str, offset: int, size: int) -> bytes:
     """`size` bytes from `offset`; DataError if the object is missing or ends before them."""
+    if is_remote(url):
+        return _http(url, offset, size)
     try:
         data = _descriptor(url).read(offset, size)
     except OSError as error:
         raise _unreadable(url, error) from error
     if len(data) != size:
-        raise DataError(f"{url} ends before byte {offset + size}, so it was cut short: {PREPARE_AGAIN}.")
+        raise MissingError(f"{url} ends before byte {offset + size}, so it was cut short: {PREPARE_AGAIN}.")
+    return data
+
+
+def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The byte ranges (offset, size) of one object; errors as of `read_range`."""
+    return [read_range(url, offset, size) for offset, size in ranges]
+
+
+def is_remote(url: str) -> bool:
+    """Whether the URL names something that is not on this machine."""
+    return "://" in url and not url.startswith("file://")
+
+
+def statistics() -> dict[str, float]:
+    """What this process has asked of stores so far: bytes, requests, retries."""
+    return dict(_counts)
+
+
+def _http(url: str, offset: int = 0, size: int | None = None) -> bytes:
+    """An object, or a part of it, from a web server."""
+    if not url.startswith(("http://", "https://")):
+        local_path(url)
+    asked = {} if size is None else {"Range": f"bytes={offset}-{offset + size - 1}"}
+    try:
+        with urlopen(Request(url, headers=asked), timeout=60) as answer:
+            data = answer.read()
+    except HTTPError as error:
+        error.close()
+        problem = MissingError if error.code in (404, 410, 416) else DataError
+        raise problem(f"{url} cannot be read (HTTP {error.code}): check the address, or {PREPARE_AGAIN}.") from error
+    except OSError as error:
+        raise DataError(f"{url} cannot be read ({error}): check the address and the network.") from error
+    with _counting:
+        _counts.update(requests=1, bytes=len(data))
+    if size is not None and len(data) != size:
+        raise MissingError(f"{url} ends before byte {offset + size}, so it was cut short: {PREPARE_AGAIN}.")
     return data
 
 
@@ -111,5 +159,5 @@ def _descriptor(url: str) -> _Descriptor:
 
 def _unreadable(url: str, error: OSError) -> DataError:
     if isinstance(error, FileNotFoundError):
-        return DataError(f"{url} does not exist: check the path, or {PREPARE_AGAIN}.")
+        return MissingError(f"{url} does not exist: check the path, or {PREPARE_AGAIN}.")
     return DataError(f"{url} cannot be read ({error.strerror}): check the path and its permissions.")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from data_pipeline.cache import CacheOptions
 from data_pipeline.description import DatasetDescription
 from data_pipeline.loader import ShardedDataset, open_dataset
 from models.execution import Execution
@@ -47,17 +48,21 @@ def is_trained(config: RunConfig) -> bool:
 
 def open_split(config: RunConfig) -> ShardedDataset:
     """The data of the run."""
-    return open_dataset(config.data.url, config.data.split)
+    data = config.data
+    folder = None if data.cache_folder is None else str(data.cache_folder)
+    cache = CacheOptions(folder, data.cache_bytes)
+    return open_dataset(data.url, data.split, cache=cache, tolerate_loss=data.on_lost_shard == "replace")
 
 
 def model_space(config: RunConfig, data: DatasetDescription) -> ModelSpace:
-    """Pixels to x of standard deviation sigma_data."""
+    """Pixels, or latents as they are, to x of standard deviation sigma_data."""
     for key in ("mean", "std"):
         if len(getattr(config.data, key)) not in (1, data.channels):
             raise UserError(
                 f"data.{key} has {len(getattr(config.data, key))} values for images of {data.channels} channels"
             )
-    return ModelSpace(tuple(config.data.mean), tuple(config.data.std), config.sigma_data)
+    unit = 255.0 if data.latents is None else 1.0
+    return ModelSpace(tuple(config.data.mean), tuple(config.data.std), config.sigma_data, unit)
 
 
 def fresh_network(config: RunConfig, data: DatasetDescription) -> nn.Module:

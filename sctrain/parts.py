@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from data_pipeline.loader import Batch as RawBatch
-from data_pipeline.loader import BatchStream, stream
+from data_pipeline.loader import BatchStream, ReadOptions, stream
 from models.attention import chosen_backend
 from models.discriminator import Discriminator
 from models.tangent.engines import tangent_engine
@@ -121,6 +121,8 @@ class Parts:
             workers=config.data.workers,
             prefetch=config.data.prefetch_batches,
             window=config.data.shuffle_window,
+            nodes=self.world.nodes,
+            options=ReadOptions(config.data.flip, config.data.max_corrupt_share, config.data.on_lost_shard),
         )
 
     def draw(self, raw: RawBatch, progress: Progress) -> Draws:

@@ -68,16 +68,17 @@ def denoise(x: Tensor, F: Tensor, t: Tensor, sigma_data: float) -> Tensor:
 
 @dataclass(frozen=True)
 class ModelSpace:
-    """Pixels in [0, 1] to model space: x = (pixel - mean) sigma_data / std, per channel."""
+    """Pixels in [0, 1], or latents, to model space: x = (pixel - mean) sigma_data / std, per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sigma_data: float
+    unit: float = 255.0  # what stands for 1 in the data
 
     def from_pixels(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) -> float32 (B, C, H, W)."""
+        """uint8, or float32 latents, (B, C, H, W) -> float32 (B, C, H, W)."""
         mean, std = self._channels(images)
-        return (images.float() / 255 - mean) * (self.sigma_data / std)
+        return (images.float() / self.unit - mean) * (self.sigma_data / std)
 
     def to_pixels(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> uint8 (B, C, H, W), clipped."""

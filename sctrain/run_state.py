@@ -29,7 +29,7 @@ from sctrain.zero.world import World
 # What makes a run the run it is. Anything else may change between two starts, and the change is printed.
 _IDENTITY = (
     *("name", "seed", "sigma_data", "noise_input", "network", "objective.name", "teacher", "optimizer.name", "ema"),
-    *("precision", "batch.global_size", "data.mean", "data.std", "data.shuffle_window"),
+    *("precision", "batch.global_size", "data.mean", "data.std", "data.shuffle_window", "data.flip"),
 )
 
 

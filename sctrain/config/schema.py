@@ -18,7 +18,7 @@ from sctrain.config.objectives import Objective
 
 
 class DataConfig(Strict):
-    """Where the images are. Model space is x = (pixel/255 - mean) * sigma_data / std, per channel."""
+    """Where the images are. Model space is x = (pixel/255 - mean) * sigma_data / std, of latents (x - mean) ..."""
 
     url: str  # the folder that holds dataset.json
     split: str = "train"
@@ -26,7 +26,12 @@ class DataConfig(Strict):
     std: tuple[Positive, ...] = (0.25,)  # 0.5 and 0.25 give the usual [-1, 1] where sigma_data is 0.5
     workers: Annotated[int, Field(ge=0)] = 0  # processes per rank; 0 prefetches in a thread
     prefetch_batches: Annotated[int, Field(ge=1)] = 4
-    shuffle_window: Annotated[int, Field(ge=1)] = 65_536  # samples
+    shuffle_window: Annotated[int, Field(ge=1)] = 65_536  # samples over which neighbours are spread
+    flip: bool = False  # mirror half of the images; the network is not told
+    cache_folder: Path | None = None  # of remote data; None: this user's, among the machine's temporary files
+    cache_bytes: Images = 16 * 2**30  # at most, over all data sets in that folder; 0 is off
+    max_corrupt_share: Share = 0.001  # of the samples read: so many are replaced if damaged, more stop the run
+    on_lost_shard: Literal["stop", "replace"] = "stop"
 
 
 class WeightsFrom(Strict):

@@ -27,6 +27,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    nodes: int = 1  # machines
 
     @classmethod
     def start(cls, runtime: RuntimeConfig) -> World:
@@ -44,7 +45,7 @@ class World:
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or os.environ["WORLD_SIZE"])
         torch.set_num_threads(runtime.threads or max(1, len(os.sched_getaffinity(0)) // local_size))
         _join("nccl" if cuda else "gloo", timedelta(seconds=runtime.timeout_seconds))
-        return cls(dist.get_rank(), dist.get_world_size(), device)
+        return cls(dist.get_rank(), dist.get_world_size(), device, -(-dist.get_world_size() // local_size))
 
     @property
     def is_main(self) -> bool:

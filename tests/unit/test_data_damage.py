@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.decode import BadSampleError, decode_sample, encode_png
+from data_pipeline.decode import BadSampleError, decode_sample, encode_npy, encode_png
 from data_pipeline.digits import prepare_digits
 from data_pipeline.errors import DataError
 from data_pipeline.loader import open_dataset
@@ -100,6 +100,9 @@ def test_index_of_another_data_set(digits: Path):
         ({"mean": [0.5, 0.5]}, "one value per channel"),
         ({"format": "sctrain-shards-9"}, "format"),
         ({"splits": {}}, "no split called train"),
+        ({"height": 2**30}, "more than a sample can have"),
+        ({"mean": [1.5]}, "between 0 and 1"),
+        ({"latents": {"encoder": "vae", "dtype": "object", "content": "mean", "convention": ""}}, "latents.dtype"),
         ({"splits": {"train": {"samples": 1, "index": "../i.npz", "fingerprint": "0" * 64}}}, "plain file name"),
     ],
 )
@@ -130,6 +133,14 @@ def test_file_urls_are_paths(digits: Path, tmp_path: Path):
     dataset = open_dataset(spaced.as_uri(), "test")  # two%20words
     assert len(dataset) == 359 and dataset.read(np.array([358, 0]))[0].shape == (2, 1, 8, 8)
     assert read_range(join_url(spaced.as_uri() + "/", "dataset.json"), 0, 1) == b"{"
+
+
+def test_a_lost_shard_is_tolerated_where_asked(digits: Path):
+    (digits / "train-000001.tar").unlink()
+    dataset = open_dataset(str(digits), "train", tolerate_loss=True)
+    with pytest.raises(DataError, match=r"train-000001\.tar does not exist"):
+        dataset.read(np.array([0, 300]))
+    assert dataset.read(np.array([0]))[0].shape == (1, 1, 8, 8)
 
 
 def tar_of(**members: bytes) -> bytes:
@@ -176,6 +187,84 @@ def jpeg() -> bytes:
 def test_samples_that_are_none(data: bytes, reason: str):
     with pytest.raises(BadSampleError, match=reason):
         decode_sample(data, zlib.crc32(data), (1, 8, 8))
+
+
+LATENT = np.arange(4 * 8 * 8, dtype=np.float16).reshape(4, 8, 8)
+
+
+def npy(array: np.ndarray, version: tuple[int, int] = (1, 0)) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, version, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def with_header(text: bytes) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + LATENT.tobytes()
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [encode_npy(LATENT), npy(LATENT, (2, 0)), with_header(b"{'descr':'<f2','fortran_order':False,'shape':(4,8,8)}\n")],
+    ids=["ours", "version 2", "other spelling"],
+)
+def test_latents_decode(encoded: bytes):
+    data = tar_of(a__npy=encoded, a__cls=b"7")
+    key, array, label = decode_sample(data, zlib.crc32(data), (4, 8, 8), "float16")
+    assert (key, label) == ("a", 7) and array.dtype == np.float16 and np.array_equal(array, LATENT)
+
+
+@pytest.mark.parametrize(
+    ("encoded", "reason"),
+    [
+        (npy(LATENT.astype(np.float32)), r"<f4 \(4, 8, 8\), not <f2"),
+        (npy(LATENT.astype(">f2")), ">f2 .*, not <f2"),
+        (npy(LATENT[:3]), r"\(3, 8, 8\), not <f2 \(4, 8, 8\)"),
+        (npy(np.asfortranarray(LATENT)), "in columns, not <f2"),
+        (npy(np.array([{}], dtype=object)), "cannot be decoded"),
+        (encode_npy(LATENT)[:-2], "cut short"),
+        (encode_npy(LATENT) + b"\0", "followed by something"),
+        (with_header(b"{'descr': '<f2', 'fortran_order': False, 'shape': (10**12,)}\n"), "cannot be decoded"),
+        (
+            with_header(b"{'descr': '<f2', 'fortran_order': False, 'shape': (1000000000000,)}\n"),
+            "1000000000000,.*not <f2",
+        ),
+        (with_header(b"__import__('os').system('false')\n"), "cannot be decoded"),
+        (with_header(b"(" * 3000), "cannot be decoded"),
+        (b"\x93NUMPY\x09\x00", "cannot be decoded"),
+        (b"PK\x03\x04", "cannot be decoded"),
+        (b"", "cannot be decoded"),
+    ],
+)
+def test_arrays_that_are_none(encoded: bytes, reason: str):
+    data = tar_of(a__npy=encoded, a__cls=b"1")
+    with pytest.raises(BadSampleError, match=reason):
+        decode_sample(data, zlib.crc32(data), (4, 8, 8), "float16")
+
+
+def test_pictures_and_latents_are_not_confused():
+    for data, latent in (
+        (tar_of(a__npy=encode_npy(LATENT), a__cls=b"1"), None),
+        (tar_of(a__png=PNG, a__cls=b"1"), "float16"),
+    ):
+        with pytest.raises(BadSampleError, match=r"it holds a \.(npy|png), which is not what dataset.json describes"):
+            decode_sample(data, zlib.crc32(data), (1, 8, 8), latent)
+
+
+def test_mutated_samples_never_do_harm():
+    """Bytes of samples in which some were changed, with a checksum that fits: a clause or an array, nothing else."""
+    generator = np.random.default_rng(0)
+    whole = {None: tar_of(a__png=PNG, a__cls=b"1"), "float16": tar_of(a__npy=encode_npy(LATENT), a__cls=b"1")}
+    refused = 0
+    for latent, data in whole.items():
+        for _ in range(1000):
+            mutated = np.frombuffer(data, np.uint8).copy()
+            mutated[generator.integers(0, len(data), generator.integers(1, 9))] = generator.integers(0, 256)
+            mutated = mutated.tobytes()[: generator.choice([len(data), generator.integers(0, len(data))])]
+            try:
+                decode_sample(mutated, zlib.crc32(mutated), (4, 8, 8) if latent else (1, 8, 8), latent)
+            except BadSampleError:
+                refused += 1
+    assert 1000 < refused < 2000
 
 
 def test_other_image_formats_decode():

@@ -1,5 +1,7 @@
 """The index: a round trip, and every claim it must not make."""
 
+import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex, load_index
+from data_pipeline.order import SampleOrder
 
 
 def make_index(samples: int, shards: int) -> ShardIndex:
@@ -41,6 +44,33 @@ def test_round_trip_of_many_rows(tmp_path: Path):
     assert loaded.fingerprint == index.fingerprint
     assert loaded.shard_counts.tolist() == np.bincount(index.shard).tolist()
     assert loaded.shard_name(199_999) == "train-000299.tar"
+
+
+def test_an_index_of_imagenets_size(tmp_path: Path):
+    """1,281,167 samples in 1,043 shards: what it costs to open it, and to know an epoch's order."""
+    url = saved(make_index(1_281_167, 1_043), tmp_path)
+    tracemalloc.start()
+    start = time.process_time()
+    index = load_index(url)
+    assert len(index.fingerprint) == 64
+    loaded = time.process_time()
+    ids = SampleOrder(index, 0, 65_536).sample_ids(np.arange(256))
+    ordered, (_, peak) = time.process_time(), tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert loaded - start < 2 and ordered - loaded < 2
+    assert peak < 300 * 10**6
+    assert len(np.unique(np.searchsorted(index.span_starts, ids, side="right"))) < 100  # of 20,000
+
+
+def test_spans_cut_shards_into_some_mebibytes():
+    index = make_index(20_000, 3)  # 6.5 MiB each
+    starts = index.span_starts
+    assert starts.tolist() == [0, 4096, 6667, 6667 + 4096, 13_334, 13_334 + 4096, 20_000]
+    assert index.span_counts.sum() == 20_000
+    large = replace(
+        index, size=np.full(20_000, 1024, "<i4"), offset=index.offset * 8192, shard_bytes=index.shard_bytes * 8192
+    )
+    assert large.span_counts.tolist() == [1] * 20_000  # a sample larger than a span is one
 
 
 @pytest.mark.parametrize("column", ["shard_names", "shard_bytes", "key", "offset", "size", "label", "crc32"])

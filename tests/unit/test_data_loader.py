@@ -10,14 +10,16 @@ import threading
 import time
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from latents import write_latents
 
 from data_pipeline.digits import prepare_digits
 from data_pipeline.errors import DataError
-from data_pipeline.loader import BatchStream, ShardedDataset, open_dataset, stream
+from data_pipeline.loader import BatchStream, ReadOptions, ShardedDataset, open_dataset, stream
 from data_pipeline.order import SampleOrder
 
 BATCH = 24
@@ -46,6 +48,7 @@ def open_stream(
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
+    **more: Any,
 ) -> BatchStream:
     return stream(
         dataset,
@@ -58,11 +61,12 @@ def open_stream(
         workers=workers,
         prefetch=3,
         window=WINDOW,
+        **more,
     )
 
 
 def expected(dataset: ShardedDataset, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    order = SampleOrder(dataset.index.shard_counts, SEED, WINDOW)
+    order = SampleOrder(dataset.index, SEED, WINDOW)
     return dataset.read(order.sample_ids(np.arange(start, start + count)))
 
 
@@ -103,6 +107,33 @@ def test_resume_equals_uninterrupted(dataset: ShardedDataset):
         for _ in range(3):
             one, other = next(whole), next(resumed)
             assert torch.equal(one.images, other.images) and torch.equal(one.positions, other.positions)
+
+
+def test_flips_belong_to_positions(dataset: ShardedDataset):
+    """Half of the images are mirrored, the same ones on any ranks, in another epoch others."""
+    images, _ = expected(dataset, START, 8 * BATCH)
+    found = []
+    for world in (1, 2):
+        ranks = []
+        for rank in range(world):
+            shared = {"micro_batch": BATCH // world, "rank": rank, "world": world}
+            with open_stream(dataset, **shared, options=ReadOptions(flip=True)) as batches:
+                ranks.append(list(islice(batches, 8)))
+        found.append(torch.cat([rank[turn].images for turn in range(8) for rank in ranks]))
+    assert torch.equal(*found)
+    flipped = (found[0] == images.flip(3)).flatten(1).all(1)
+    assert torch.equal(found[0], torch.where(flipped[:, None, None, None], images.flip(3), images))
+    assert 0.35 < flipped.float().mean() < 0.65
+
+
+def test_latents_have_no_mirror_images(tmp_path: Path):
+    stored = write_latents(tmp_path / "latents", 24, 24)
+    latents = open_dataset(str(tmp_path / "latents"), "train")
+    with pytest.raises(DataError, match="holds latents, which have no mirror images: switch the flip off"):
+        open_stream(latents, options=ReadOptions(flip=True))
+    with open_stream(latents) as batches:
+        batch = next(batches)
+    assert batch.images.dtype == torch.float32 and np.array_equal(batch.images.numpy(), stored[batch.sample_ids])
 
 
 def test_stream_leaves_the_global_generator_alone(dataset: ShardedDataset):
@@ -186,14 +217,14 @@ def test_close_ends_the_thread_and_reads_no_further(dataset: ShardedDataset):
 
 def test_prefetch_is_bounded_and_waiting_is_counted(dataset: ShardedDataset, monkeypatch: pytest.MonkeyPatch):
     reads = []
-    read = ShardedDataset.read
+    decode = ShardedDataset.decode
 
-    def slow_read(self: ShardedDataset, sample_ids: np.ndarray):
+    def slow_decode(self: ShardedDataset, sample_ids: np.ndarray, *rest: Any):
         reads.append(len(sample_ids))
         time.sleep(0.02)
-        return read(self, sample_ids)
+        return decode(self, sample_ids, *rest)
 
-    monkeypatch.setattr(ShardedDataset, "read", slow_read)
+    monkeypatch.setattr(ShardedDataset, "decode", slow_decode)
     with open_stream(dataset) as batches:
         next(batches)
         waited = batches.wait_seconds
