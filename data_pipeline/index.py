@@ -7,9 +7,10 @@ columns is vectorised: ImageNet's 1.28 million rows load in well under a second.
 import hashlib
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import IO
+from typing import IO, Self
 
 import numpy as np
 
@@ -50,6 +51,37 @@ class ShardIndex:
 
     def __len__(self) -> int:
         return len(self.key)
+
+    @classmethod
+    def of_shard(
+        cls,
+        name: str,
+        total_bytes: int,
+        *,
+        keys: Sequence[bytes],
+        labels: Sequence[int],
+        sizes: Sequence[int],
+        checksums: Sequence[int],
+    ) -> Self:
+        """The index of one shard, whose samples follow each other without a gap."""
+        size = np.array(sizes, "<i4")
+        return cls(
+            shard_names=np.array([name.encode()]),
+            shard_bytes=np.array([total_bytes], "<i8"),
+            key=np.array(keys),
+            shard=np.zeros(len(keys), "<i4"),
+            offset=np.cumsum(size, dtype="<i8") - size,
+            size=size,
+            label=np.array(labels, "<i4"),
+            crc32=np.array(checksums, "<u4"),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The index of several shards, out of the index of each."""
+        names = [field.name for field in fields(cls) if field.name != "shard"]
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return cls(shard=np.repeat(np.arange(len(parts), dtype="<i4"), [len(part) for part in parts]), **columns)
 
     @property
     def shard_counts(self) -> np.ndarray:

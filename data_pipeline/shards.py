@@ -159,7 +159,9 @@ def _write_shard(path: Path, name: str, samples: Iterable[Encoded], stream: _Usa
         file.seek(0)
         checksums = [zlib.crc32(file.read(size)) for size in sizes]
         total_bytes = file.seek(0, os.SEEK_END)
-    index = _index(name, total_bytes, keys, labels, sizes, checksums)
+    index = ShardIndex.of_shard(
+        name, total_bytes, keys=keys, labels=labels, sizes=sizes, checksums=checksums
+    )
     record = ShardRecord(
         crc32=file_crc32(path),
         end=stream.position,
@@ -172,32 +174,10 @@ def _write_shard(path: Path, name: str, samples: Iterable[Encoded], stream: _Usa
     return FinishedShard(record, index)
 
 
-def _index(
-    name: str, total_bytes: int, keys: list[bytes], labels: list[int], sizes: list[int], checksums: list[int]
-) -> ShardIndex:
-    """The index of one shard, whose samples follow each other without a gap."""
-    size = np.array(sizes, "<i4")
-    return ShardIndex(
-        shard_names=np.array([name.encode()]),
-        shard_bytes=np.array([total_bytes], "<i8"),
-        key=np.array(keys),
-        shard=np.zeros(len(keys), "<i4"),
-        offset=np.cumsum(size, dtype="<i8") - size,
-        size=size,
-        label=np.array(labels, "<i4"),
-        crc32=np.array(checksums, "<u4"),
-    )
-
-
 def _written(finished: list[FinishedShard], skipped_last: list[str]) -> WrittenSplit:
     parts, records = [shard.index for shard in finished], [shard.record for shard in finished]
-    columns = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("shard_names", "shard_bytes", "key", "offset", "size", "label", "crc32")
-    }
-    shard = np.repeat(np.arange(len(parts), dtype="<i4"), [len(part) for part in parts])
     return WrittenSplit(
-        index=ShardIndex(shard=shard, **columns),
+        index=ShardIndex.joined(parts),
         sums=np.sum([record.sums for record in records], axis=0),
         squares=np.sum([record.squares for record in records], axis=0),
         skipped=[name for record in records for name in record.skipped] + skipped_last,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from latents import write_latents
+from data_pipeline.generated import generated_latents, write_latents
 
 from data_pipeline.digits import prepare_digits
 from data_pipeline.errors import DataError
@@ -127,7 +127,8 @@ def test_flips_belong_to_positions(dataset: ShardedDataset):
 
 
 def test_latents_have_no_mirror_images(tmp_path: Path):
-    stored = write_latents(tmp_path / "latents", 24, 24)
+    write_latents(str(tmp_path / "latents"), 24, 1)
+    stored = generated_latents(0, 24)
     latents = open_dataset(str(tmp_path / "latents"), "train")
     with pytest.raises(DataError, match="holds latents, which have no mirror images: switch the flip off"):
         open_stream(latents, options=ReadOptions(flip=True))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from latents import write_latents
+from data_pipeline.generated import write_latents
 from range_server import Store, served
 
 from data_pipeline import loader
@@ -32,7 +32,7 @@ LIMIT = 2**28
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "latents"
-    write_latents(folder, SAMPLES, 300, "mean_std")
+    write_latents(str(folder), SAMPLES, 4, "mean_std")
     return folder
 
 

@@ -1,0 +1,279 @@
+"""`sctrain bench data`: how fast samples arrive, beside plain webdataset and beside raw reads of the same objects.
+
+All three deliver what is stored, undecoded, through the same number of worker processes. Each round reads the whole set
+once with each, ours from a cold cache; the clock starts with the first batch, so that no start of processes is timed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from data_pipeline import storage
+from data_pipeline.cache import CacheOptions
+from data_pipeline.dataset import ShardedDataset, open_dataset
+from data_pipeline.fetch import Fetcher
+from data_pipeline.index import load_index
+from data_pipeline.loader import stream
+from data_pipeline.order import SampleOrder
+
+RAW_BYTES = 4 * 2**20  # of one raw request
+WARM_UP = 5  # batches before the paced consumer is timed
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """How it is read."""
+
+    batch: int = 256  # samples
+    workers: int = 2  # processes
+    window: int = 65_536  # samples
+    rounds: int = 5
+    rate: float = 500.0  # images per second that the paced consumer takes
+    seconds: float = 20.0  # how long it does
+
+
+@dataclass(frozen=True)
+class DataResult:
+    """Ratios are of payload bytes per second, medians over rounds; rates in bytes per second."""
+
+    ratio_webdataset: float  # ours to a plain webdataset DataLoader
+    ratio_raw: float  # ours to raw reads in parallel
+    wait_share: float  # of the paced consumer's time
+    first_batch_s: float  # from opening the data set, cold, to the first decoded batch, in one process
+    index_mb: float  # resident memory that loading the index took
+    samples: int
+    payload_bytes: int
+    rates: dict[str, list[float]] = field(default_factory=dict)
+    images_per_second: float = 0.0  # decoded, as fast as they come
+    decode_ceiling: float = 0.0  # images per second that the workers could decode if all were in memory
+
+
+def measure(url: str, settings: DataSettings) -> DataResult:
+    """Read the training split of `url` in every way; DataError if there is none."""
+    dataset = open_dataset(url, "train")
+    ways = {"ours": _ours, "webdataset": _webdataset, "raw": _raw}
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(settings.rounds):
+        for name in list(ways)[turn % len(ways) :] + list(ways)[: turn % len(ways)]:
+            with _cold(dataset) as cold:
+                rates[name].append(_rate(ways[name](cold, settings)))
+    ratios = {
+        name: statistics.median(ours / other for ours, other in zip(rates["ours"], rates[name], strict=True))
+        for name in ("webdataset", "raw")
+    }
+    with _cold(dataset) as cold:
+        first = _first_batch_seconds(url, cold, settings)
+        wait, images = _paced_wait(cold, settings), _images_per_second(cold, settings)
+    return DataResult(
+        ratio_webdataset=ratios["webdataset"],
+        ratio_raw=ratios["raw"],
+        wait_share=wait,
+        first_batch_s=first,
+        index_mb=_index_megabytes(storage.join_url(url, dataset.description.splits["train"].index)),
+        samples=len(dataset),
+        payload_bytes=int(dataset.index.size.sum()),
+        rates=rates,
+        images_per_second=images,
+        decode_ceiling=_decode_ceiling(dataset, settings),
+    )
+
+
+class _cold:
+    """The data set with an empty cache, which is removed at the end."""
+
+    def __init__(self, dataset: ShardedDataset):
+        self._dataset, self._folder = dataset, Path(tempfile.mkdtemp(prefix="sctrain-bench-"))
+
+    def __enter__(self) -> ShardedDataset:
+        return replace(self._dataset, cache=CacheOptions(str(self._folder)))
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._folder)
+
+
+def _rate(batches: Iterable[list[Any]]) -> float:
+    """Payload bytes per second after the first batch."""
+    arriving = iter(batches)
+    next(arriving)
+    begin, total = time.perf_counter(), 0
+    for batch in arriving:
+        total += sum(len(part) for part in batch)
+    return total / (time.perf_counter() - begin)
+
+
+class _Undecoded(Dataset):
+    """Positions -> the bytes of the samples there, each read by the fetcher of its process."""
+
+    def __init__(self, dataset: ShardedDataset, settings: DataSettings):
+        self._dataset, self._settings = dataset, settings
+        self._fetcher: Fetcher | None = None
+        self._order = SampleOrder(dataset.index, 0, settings.window)
+
+    def __getitem__(self, positions: np.ndarray) -> list[bytes]:
+        if self._fetcher is None:
+            self._fetcher = self._dataset.fetcher(spans=self._dataset.reads_spans(self._settings.window, nodes=1))
+        stride = self._settings.batch * self._settings.workers
+        for turn in (1, 2, 3, 4):
+            self._fetcher.ahead(self._order.sample_ids(positions + turn * stride))
+        return [bytes(part) for part in self._fetcher.read(self._order.sample_ids(positions)) if isinstance(part, bytes)]
+
+
+def _ours(dataset: ShardedDataset, settings: DataSettings) -> Iterator[list[Any]]:
+    whole = np.arange(len(dataset) // settings.batch * settings.batch).reshape(-1, settings.batch)
+    return iter(_loaded(_Undecoded(dataset, settings), settings, sampler=list(whole)))
+
+
+def _webdataset(dataset: ShardedDataset, settings: DataSettings) -> Iterator[list[Any]]:
+    import webdataset as wds
+
+    urls = [storage.join_url(dataset.url, name.decode()) for name in dataset.index.shard_names]
+    plain = wds.DataPipeline(
+        wds.SimpleShardList(urls),
+        wds.split_by_worker,
+        wds.tarfile_to_samples(),
+        wds.to_tuple("npy;jpg;png;webp"),
+        wds.map(_first),
+        wds.batched(settings.batch, collation_fn=list),
+    )
+    return iter(_loaded(plain, settings))
+
+
+def _first(sample: tuple[bytes, ...]) -> bytes:
+    return sample[0]
+
+
+def _raw(dataset: ShardedDataset, settings: DataSettings) -> Iterator[list[Any]]:
+    return iter(_loaded(_RawRanges(dataset), settings))
+
+
+class _RawRanges(Dataset):
+    """The objects from end to end in large ranges, in the order in which they lie."""
+
+    def __init__(self, dataset: ShardedDataset):
+        urls = [storage.join_url(dataset.url, name.decode()) for name in dataset.index.shard_names]
+        self._parts = [
+            (url, start, min(RAW_BYTES, size - start))
+            for url, size in zip(urls, dataset.index.shard_bytes.tolist(), strict=True)
+            for start in range(0, size, RAW_BYTES)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, number: int) -> list[bytes]:
+        url, start, size = self._parts[number]
+        return [storage.read_range(url, start, size)]
+
+
+class _Named(Protocol):
+    def __call__(self, worker: int) -> None: ...
+
+
+def _loaded(source: Any, settings: DataSettings, sampler: Any = None) -> DataLoader:
+    return DataLoader(
+        source,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=settings.workers,
+        worker_init_fn=_register_stores,
+        multiprocessing_context="spawn",
+    )
+
+
+def _register_stores(worker: int) -> None:
+    """Webdataset knows no `s3://`; what its users register is a function that opens a stream."""
+    import webdataset as wds
+
+    for scheme in ("s3", "http", "https", "gs", "az"):
+        wds.gopen_schemes[scheme] = _opened
+
+
+def _opened(url: str, mode: str = "rb", bufsize: int = 8192, **_: object) -> Any:
+    return storage.open_url(url)
+
+
+def _first_batch_seconds(url: str, cold: ShardedDataset, settings: DataSettings) -> float:
+    begin = time.perf_counter()
+    dataset = open_dataset(url, "train", cache=cold.cache)
+    with _stream(dataset, settings, workers=0) as batches:
+        next(batches)
+        return time.perf_counter() - begin
+
+
+def _paced_wait(dataset: ShardedDataset, settings: DataSettings) -> float:
+    """The share of time that a consumer of `rate` images per second waits for decoded batches."""
+    pause = settings.batch / settings.rate
+    with _stream(dataset, settings, settings.workers) as batches:
+        for _ in range(WARM_UP):
+            next(batches)
+            time.sleep(pause)
+        begin, waited = time.perf_counter(), batches.wait_seconds
+        while time.perf_counter() - begin < settings.seconds:
+            next(batches)
+            time.sleep(pause)
+        return (batches.wait_seconds - waited) / (time.perf_counter() - begin)
+
+
+def _images_per_second(dataset: ShardedDataset, settings: DataSettings) -> float:
+    """Decoded, over at most two epochs, from the cache that the paced consumer has filled."""
+    count = max(2 * len(dataset) // settings.batch, 2)
+    with _stream(dataset, settings, settings.workers) as batches:
+        next(batches)
+        begin = time.perf_counter()
+        for _ in islice(batches, count - 1):
+            if time.perf_counter() - begin > settings.seconds:
+                break
+        return batches.statistics["samples"] / (time.perf_counter() - begin)
+
+
+def _stream(dataset: ShardedDataset, settings: DataSettings, workers: int):
+    return stream(
+        dataset,
+        seed=0,
+        start=0,
+        global_batch=settings.batch,
+        micro_batch=settings.batch,
+        rank=0,
+        world=1,
+        workers=workers,
+        prefetch=4,
+        window=settings.window,
+    )
+
+
+def _decode_ceiling(dataset: ShardedDataset, settings: DataSettings) -> float:
+    fetcher = dataset.fetcher()
+    ids = np.arange(min(len(dataset), 4 * settings.batch))
+    fetched = fetcher.read(ids)
+    begin = time.perf_counter()
+    dataset.decode(ids, fetched, fetcher)
+    seconds = time.perf_counter() - begin
+    fetcher.close()
+    return settings.workers * len(ids) / seconds
+
+
+def _index_megabytes(url: str) -> float:
+    """In a process of its own, whose peak is the index's."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(partial(_peak_growth, url))
+
+
+def _peak_growth(url: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    index = load_index(url)
+    assert index.span_starts is not None
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
