@@ -15,7 +15,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sctrain.guidance import guided_network
 from sctrain.objectives.base import Batch, Draws, Loss, Networks, Progress
 from sctrain.objectives.drawing import Data, is_finite, l2_norm
 from sctrain.objectives.levels import Pairs
@@ -84,10 +83,7 @@ class DiscreteConsistency(Data):
         assert draws.s is not None
         if self.neighbour == "noise":
             return diffuse(draws.x0, draws.z, draws.s)
-        assert networks.teacher is not None, "a distillation needs a teacher"
-        teacher = networks.teacher
-        if draws.guidance is not None:
-            teacher = guided_network(teacher, draws.guidance, self.num_classes)
+        teacher = self.teacher(draws, networks)
         with torch.no_grad():
             return ode_step(teacher, x_t, draws.t, draws.s, (draws.labels,), self.sigma_data, self.neighbour)
 

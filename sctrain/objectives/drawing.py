@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sctrain.objectives.base import Batch, Draws, Progress
+from sctrain.guidance import guided_network
+from sctrain.objectives.base import Batch, Draws, Networks, Progress
+from sctrain.parameterization import Network
 from sctrain.processes import T_MAX, time_of
 from sctrain.randomness import SampleGenerator
 
@@ -33,6 +35,17 @@ class Data:
         low, high = interval
         return low + (high - low) * generator.uniform()
 
+    def teacher(self, draws: Draws, networks: Networks) -> Network:
+        """The teacher of a distillation as a function of (u, t, labels), guided where the draws have a scale."""
+        assert networks.teacher is not None, "a distillation needs a teacher"
+        if draws.guidance is None:
+            return networks.teacher
+        return guided_network(networks.teacher, draws.guidance, self.num_classes)
+
+    def target_keep(self, before: Progress, after: Progress) -> float | None:
+        """The part of the target network that an optimizer step leaves; None: there is no target."""
+        return None
+
 
 @dataclass(frozen=True)
 class TrigFlowDraws(Data):
@@ -57,10 +70,6 @@ class TrigFlowDraws(Data):
     def warmup(self, progress: Progress) -> float:
         """The factor r of the draws; objectives without a warm-up have 1."""
         return 1.0
-
-    def target_keep(self, before: Progress, after: Progress) -> float | None:
-        """There is no target network."""
-        return None
 
 
 def is_finite(x: Tensor) -> Tensor:

@@ -193,9 +193,9 @@ class ConsistencyTrajectory(Data):
     @torch.no_grad()
     def solve(self, x: Tensor, draws: TrajectoryDraws, networks: Networks) -> Tensor:
         """x_u, by Heun's steps of the teacher along the path."""
-        assert networks.teacher is not None, "CTM needs a teacher"
+        teacher = self.teacher(draws, networks)
         for now, then in zip(draws.path[:-1], draws.path[1:], strict=True):
-            x = ode_step(networks.teacher, x, now, then, (draws.labels,), self.sigma_data)
+            x = ode_step(teacher, x, now, then, (draws.labels,), self.sigma_data)
         return x
 
     def to_data(self, x: Tensor, draws: TrajectoryDraws, networks: Networks) -> Tensor:
