@@ -1,6 +1,5 @@
 """What `sctrain edit` checks and reads before a network is built."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from sctrain.editing.pictures import read_picture
 from sctrain.errors import UserError
 from sctrain.evaluation.method import start_time
 from sctrain.objectives.levels import Grid
-from sctrain.processes import ModelSpace, sigma_at
+from sctrain.processes import ModelSpace, sigma_at, time_at
 from sctrain.sampling import karras_times
 from sctrain.snapshots import newest_images, snapshot_config
 
@@ -67,7 +66,7 @@ class Model:
                 raise UserError(f"--sigma {sigma:g} is not a noise level of {self.run}; choose from {levels}")
         if any(later >= earlier for earlier, later in zip(sigmas[:-1], sigmas[1:], strict=True)):
             raise UserError(f"--sigma {' '.join(f'{sigma:g}' for sigma in sigmas)} does not descend; sort the levels")
-        return [min(self.start, math.atan(sigma / self.config.sigma_data)) for sigma in sigmas]
+        return [min(self.start, time_at(sigma, self.config.sigma_data)) for sigma in sigmas]
 
 
 def refuse_another_model(run: Path, config: RunConfig) -> None:

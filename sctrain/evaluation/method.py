@@ -1,6 +1,5 @@
 """How a run is drawn from: the samplers that fit what it was trained for, and what a user may choose among them."""
 
-import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -11,7 +10,7 @@ from sctrain.errors import UserError
 from sctrain.objectives.base import Progress
 from sctrain.objectives.levels import ddim_times
 from sctrain.objectives.progressive import steps_at
-from sctrain.processes import T_MAX
+from sctrain.processes import T_MAX, time_at
 from sctrain.sampling import even_times, lcm_times, step_times
 
 Sampler = Literal["consistency", "jumps", "heun", "euler", "dpm"]
@@ -88,12 +87,12 @@ def start_time(config: RunConfig) -> float:
     if isinstance(method, objectives.LatentConsistency):
         return ddim_times(method.ddim_steps)[-1].item()
     sigma_max = getattr(method, "sigma_max", None)
-    return T_MAX if sigma_max is None else math.atan(sigma_max / config.sigma_data)
+    return T_MAX if sigma_max is None else time_at(sigma_max, config.sigma_data)
 
 
 def anchor_time(config: RunConfig) -> float:
     """Where the consistency function is the identity."""
-    return math.atan(config.objective.anchor / config.sigma_data)
+    return time_at(config.objective.anchor, config.sigma_data)
 
 
 def times_of(config: RunConfig, method: Method) -> list[float]:

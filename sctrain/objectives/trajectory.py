@@ -36,7 +36,7 @@ from sctrain.objectives.base import Batch, Draws, Loss, Networks, Progress
 from sctrain.objectives.drawing import Data, is_finite, mean_square
 from sctrain.objectives.levels import FromData
 from sctrain.objectives.metrics import Metric
-from sctrain.processes import T_MAX, denoise, diffuse, jump, per_sample, time_of, velocity
+from sctrain.processes import T_MAX, denoise, diffuse, jump, per_sample, time_at, time_of, velocity
 from sctrain.randomness import SampleGenerator
 from sctrain.solvers import ode_step
 
@@ -206,7 +206,7 @@ class ConsistencyTrajectory(Data):
 
     def _at(self, x: Tensor, t: Tensor, draws: Draws, end: Tensor) -> Inputs:
         """A network's inputs. At t = 0 any finite F will do, so it is told the grid's least time: ln 0 is none."""
-        least = time_of(torch.tensor(self.grid.sigma_min, dtype=torch.float64), self.sigma_data).item()
+        least = time_at(self.grid.sigma_min, self.sigma_data)
         return x / self.sigma_data, t.clamp_min(least), draws.labels, None, end
 
     def target_keep(self, before: Progress, after: Progress) -> float | None:

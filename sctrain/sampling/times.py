@@ -3,7 +3,7 @@
 import math
 
 from sctrain.objectives.levels import Grid, ddim_times
-from sctrain.processes import T_MAX, sigma_at
+from sctrain.processes import T_MAX, sigma_at, time_at
 
 
 def step_times(steps: int, middle_time: float = 1.1, start: float = T_MAX, end: float = 0.0) -> list[float]:
@@ -25,7 +25,7 @@ def karras_times(
     """
     grid = Grid(sigma_min, sigma_at(start, sigma_data), rho)
     lower = grid.levels(steps).flip(0)[1:].tolist() if steps > 1 else []
-    return [start, *(math.atan(sigma / sigma_data) for sigma in lower), 0.0]
+    return [start, *(time_at(sigma, sigma_data) for sigma in lower), 0.0]
 
 
 def even_times(steps: int) -> list[float]:
