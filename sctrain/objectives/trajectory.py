@@ -17,8 +17,8 @@ sees the first of the two images beside x0, the loss is L_CTM + lambda_DSM L_DSM
 Departures. The paper's lambda = ||dL_CTM/dW|| / (||dL_DSM/dW|| + 1e-4), detached, has the gradients with respect to the
 last layer's weights W, of which a rank of ZeRO-3 holds a part. Here they are those with respect to the network's
 output F, root mean squares over the samples of all ranks; with W the noise of samples partly cancels, with F it does
-not, so our lambda is smaller: `denoising` multiplies it. Where batches are accumulated, each part has a
-lambda of its own. The lowest time is 0 and not sigma_min.
+not, so our lambda is smaller: `denoising` multiplies it. Where batches are accumulated, each part has a lambda of its
+own. The lowest time is 0 and not sigma_min.
 """
 
 from __future__ import annotations
@@ -140,11 +140,8 @@ class ConsistencyTrajectory(Data):
         draws the same dropout masks its batch is as large, and the second half of what it says is for nothing.
         """
         assert draws.s is not None
-        count, at, at_u = (
-            len(x_t),
-            self._at(x_t, draws.t, draws, draws.s),
-            self._at(x_u, draws.path[-1], draws, draws.s),
-        )
+        count = len(x_t)
+        at, at_u = (self._at(x, t, draws, draws.s) for x, t in ((x_t, draws.t), (x_u, draws.path[-1])))
         if self.denoising:
             t = draws.denoising_t
             noisy = self._at(diffuse(draws.x0, draws.denoising_z, t), t, draws, t)
