@@ -75,6 +75,11 @@ class Method(Strict):
         return 0.0
 
     @property
+    def compared_levels(self) -> float:
+        """How many noise levels its range has at last, if its loss is a difference between neighbours; else 0."""
+        return 0
+
+    @property
     def told_the_end(self) -> bool:
         """Whether its network is told where a jump ends."""
         return False
@@ -182,6 +187,10 @@ class ConsistencyDistillation(Anchored):
     metric: Distance = Distance()
     target_decay: Fraction = 0.0  # mu
 
+    @property
+    def compared_levels(self) -> float:
+        return self.levels
+
 
 class ConsistencyTraining(Anchored):
     """CT (CM 2023 algorithm 3): N(k) from `first_levels` to about `last_levels`, mu(k) from `first_decay`."""
@@ -196,6 +205,10 @@ class ConsistencyTraining(Anchored):
     def _grows(self) -> ConsistencyTraining:
         _refuse_fewer(self.first_levels, self.last_levels)
         return self
+
+    @property
+    def compared_levels(self) -> float:
+        return self.last_levels
 
     @property
     def has_target(self) -> bool:
@@ -232,6 +245,10 @@ class ImprovedTraining(Anchored):
         _refuse_fewer(self.first_levels, self.last_levels)
         return self
 
+    @property
+    def compared_levels(self) -> float:
+        return self.last_levels
+
 
 def _refuse_fewer(first: int, last: int) -> None:
     if last < first:
@@ -255,6 +272,11 @@ class EasyTuning(Method):
         if self.stages * math.log2(self.q) > 16:
             raise ValueError(f"q {self.q} over {self.stages} stages ends with gaps below t / 65536; lower one of them")
         return self
+
+    @property
+    def compared_levels(self) -> float:
+        """The last gap is about t / q^stages, wide as that of so many levels."""
+        return self.q**self.stages
 
 
 class SimplifiedConsistency(Method):
@@ -289,6 +311,10 @@ class DiscreteTwin(SimplifiedConsistency, OnGrid):
     distillations: ClassVar = ("scd_discrete",)
     name: Literal["sct_discrete", "scd_discrete"]
     levels: Annotated[int, Field(ge=2, le=65_536)] = 1024  # closer ones float32 cannot tell apart near sigma_max
+
+    @property
+    def compared_levels(self) -> float:
+        return self.levels
 
 
 class Adversary(Strict):
@@ -326,6 +352,10 @@ class TrajectoryObjective(OnGrid):
         return self
 
     @property
+    def compared_levels(self) -> float:
+        return self.levels
+
+    @property
     def told_the_end(self) -> bool:
         return True
 
@@ -343,6 +373,10 @@ class LatentConsistency(Method):
     guidance: GuidanceRange = GuidanceRange(low=3.0, high=15.0)  # scale 1 + w of the paper's w in [2, 14]
     metric: Distance = Distance(name="huber")
     target_decay: Fraction = 0.95
+
+    @property
+    def compared_levels(self) -> float:
+        return self.ddim_steps
 
 
 Objective = Annotated[
