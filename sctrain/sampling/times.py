@@ -36,5 +36,5 @@ def even_times(steps: int) -> list[float]:
 def lcm_times(ddim_steps: int, steps: int) -> list[float]:
     """`steps` of the `ddim_steps` times that LCM trains at, taken evenly from the last one down."""
     assert 1 <= steps <= ddim_steps
-    times = ddim_times(ddim_steps).tolist()  # of which the first is where the process begins
+    times = ddim_times(ddim_steps).tolist()  # of which the first is 0
     return [times[ddim_steps - i * ddim_steps // steps] for i in range(steps)]
