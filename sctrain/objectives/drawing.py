@@ -9,7 +9,7 @@ from torch import Tensor
 from sctrain.guidance import guided_network
 from sctrain.objectives.base import Batch, Draws, Networks, Progress
 from sctrain.parameterization import Network
-from sctrain.processes import T_MAX, time_of
+from sctrain.processes import T_MAX, per_sample, time_of
 from sctrain.randomness import SampleGenerator
 
 
@@ -74,7 +74,16 @@ class TrigFlowDraws(Data):
 
 def is_finite(x: Tensor) -> Tensor:
     """Whether a sample is finite everywhere: (B, ...) -> (B,). What has overflowed teaches nothing and is dropped."""
-    return x.isfinite().flatten(1).all(dim=1)
+    return x.detach().isfinite().flatten(1).all(dim=1)
+
+
+def kept(x: Tensor, sound: Tensor) -> Tensor:
+    """x with zeros in place of the samples that are dropped: (B, ...), (B,) -> (B, ...).
+
+    No gradient passes there. A network's output has to be replaced before anything is computed from it, for what is
+    masked later still has a slope that is not finite, and 0 times that is nan for every sample.
+    """
+    return x.where(per_sample(sound, x), 0)
 
 
 def l2_norm(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sctrain.objectives.base import Batch, Draws, Loss, Networks, Progress
 from sctrain.objectives.continuous import consistency_tangent
-from sctrain.objectives.drawing import is_finite, l2_norm, mean_square
+from sctrain.objectives.drawing import is_finite, kept, l2_norm, mean_square
 from sctrain.objectives.flow import FollowsFlow, Trajectory
 from sctrain.objectives.levels import Grid
 from sctrain.processes import denoise, diffuse, per_sample, sigma_of, time_of
@@ -51,8 +51,8 @@ class EarlyContinuous(FollowsFlow):
         step = per_sample(slope, f) * df_dsigma
         if not self.full:
             step = f - f.detach() + step
-        sound = is_finite(step.detach())
-        error = mean_square(step.where(per_sample(sound, step), 0))
+        sound = is_finite(step)
+        error = mean_square(kept(step, sound))
         diagnostics = {"tangent_norm": l2_norm(df_dsigma.detach()), "step": l2_norm(step.detach())}
         return Loss(error, diagnostics, dropped=~sound)
 

@@ -33,10 +33,10 @@ from torch import Tensor
 from models.tangent.randomness import RandomState
 from sctrain.objectives.adversarial import judgement, realism
 from sctrain.objectives.base import Batch, Draws, Loss, Networks, Progress
-from sctrain.objectives.drawing import Data, is_finite, mean_square
+from sctrain.objectives.drawing import Data, is_finite, kept, mean_square
 from sctrain.objectives.levels import FromData
 from sctrain.objectives.metrics import Metric
-from sctrain.processes import T_MAX, denoise, diffuse, jump, per_sample, time_at, time_of, velocity
+from sctrain.processes import T_MAX, denoise, diffuse, jump, time_at, time_of, velocity
 from sctrain.randomness import SampleGenerator
 from sctrain.solvers import ode_step
 
@@ -113,8 +113,9 @@ class ConsistencyTrajectory(Data):
         assert isinstance(draws, TrajectoryDraws)
         x_t = diffuse(draws.x0, draws.z, draws.t)
         x_u = self.solve(x_t, draws, networks)
-        F, F_denoising, F_u = self.outputs(x_t, x_u, draws, networks)
-        matched, matched_square, sound = self.matching_term(x_t, x_u, F, F_u, draws, networks)
+        F, F_denoising, F_u, finite = self.outputs(x_t, x_u, draws, networks)
+        matched, matched_square, reached = self.matching_term(x_t, x_u, F, F_u, draws, networks)
+        sound = finite & reached
         diagnostics, total = {"distance": matched.detach()}, matched
         if self.denoising:
             denoised, denoised_square = self.denoising_term(F_denoising, draws)
@@ -133,9 +134,10 @@ class ConsistencyTrajectory(Data):
 
     def outputs(
         self, x_t: Tensor, x_u: Tensor, draws: TrajectoryDraws, networks: Networks
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """F of the student at (x_t, t, s) and where it denoises, and of whoever jumps from u at (x_u, u, s).
 
+        And whether the student's are finite (B,); where they are not they are 0.
         The student is traversed once, for ZeRO-3 reduces a parameter's gradient once per backward. So that the other
         draws the same dropout masks its batch is as large, and the second half of what it says is for nothing.
         """
@@ -148,7 +150,9 @@ class ConsistencyTrajectory(Data):
             at, at_u = _joined(at, noisy), _joined(at_u, noisy)
         jumpers = networks if self.jump_by == "target" else replace(networks, target=None)
         (F, _), F_u = jumpers.pair(at, at_u)
-        return F[:count], F[count:], F_u[:count]
+        finite = is_finite(F).reshape(-1, count).all(dim=0)
+        F = kept(F, finite.repeat(len(F) // count))
+        return F[:count], F[count:], F_u[:count], finite
 
     def matching_term(
         self, x_t: Tensor, x_u: Tensor, F: Tensor, F_u: Tensor, draws: TrajectoryDraws, networks: Networks
@@ -160,7 +164,7 @@ class ConsistencyTrajectory(Data):
         with torch.no_grad():
             goal = self.to_data(jump(x_u, F_u, u, s, self.sigma_data), draws, networks)
         sound = is_finite(goal)
-        goal = goal.where(per_sample(sound, goal), 0)
+        goal = kept(goal, sound)
 
         def distance(F: Tensor) -> Tensor:
             with randomness.replayed():
