@@ -51,6 +51,11 @@ def _check_teacher(config: RunConfig) -> None:
         raise UserError("'objective.segments' are for scd: sct goes from its time to the data; remove it")
     if name == "lcf" and config.start_from is None:
         raise UserError("the objective 'lcf' fine-tunes an LCM; name it with 'start_from.run' and 'start_from.ema'")
+    if objective.target_teaches and config.start_from is not None:
+        raise UserError(
+            f"the objective '{name}' starts from its teacher and learns from what it started from, so 'start_from' "
+            "would take the teacher's place; remove it, or name that run as 'teacher'"
+        )
     if not objective.distils and config.teacher is not None:
         raise UserError(f"the objective '{name}' has no teacher; remove 'teacher', or distil with for example scd")
 
