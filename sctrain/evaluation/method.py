@@ -25,6 +25,7 @@ class Method(NamedTuple):
     steps: int
     times: tuple[float, ...] | None = None
     gamma: float = 0.0  # of CTM: 0 is deterministic, 1 multistep sampling
+    start: float = T_MAX  # of an ODE solver: the time of the noise; a student's is the end of its own process
 
     @property
     def name(self) -> str:
