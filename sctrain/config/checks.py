@@ -3,7 +3,15 @@
 import math
 
 from sctrain.config.deepspeed import refuse_contradictions
-from sctrain.config.objectives import EarlyContinuous, Method, SimplifiedConsistency
+from sctrain.config.objectives import (
+    ConsistencyTraining,
+    EarlyContinuous,
+    EasyTuning,
+    ImprovedTraining,
+    LatentConsistency,
+    Method,
+    SimplifiedConsistency,
+)
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 
@@ -38,6 +46,18 @@ def guidance_mistake(method: Method, scale: float) -> str | None:
     if method.samples_as != "diffusion":
         return "was trained without guidance, so it draws at guidance 1 alone"
     return None if method.label_dropout else "was trained without label dropout, so it draws at guidance 1 alone"
+
+
+def compared_levels(method: Method) -> float:
+    """How many noise levels its range has at last, if the method's loss is a difference between neighbours; else 0."""
+    match method:
+        case ConsistencyTraining() | ImprovedTraining():
+            return method.last_levels
+        case EasyTuning():
+            return method.q**method.stages  # the last gap is about t / q^stages
+        case LatentConsistency():
+            return method.ddim_steps
+    return getattr(method, "levels", 0)
 
 
 def _check_teacher(config: RunConfig) -> None:
@@ -100,7 +120,7 @@ def _check_compute(config: RunConfig) -> None:
             "'compute.tangent_engine' finite_difference subtracts values that bf16 rounds to noise; "
             "set 'precision' to fp32, or the engine to single_pass"
         )
-    levels = config.objective.compared_levels
+    levels = compared_levels(config.objective)
     if config.precision == "bf16" and levels > BF16_LEVELS:
         raise UserError(
             f"the objective '{config.objective.name}' ends with comparing neighbours among {levels:g} noise levels, "

@@ -324,31 +324,6 @@ def test_contradictions_of_the_continuous_family_are_refused(recipe: Path, overr
     assert sentence in complaint(recipe, *overrides)
 
 
-@pytest.mark.parametrize(
-    ("objective", "levels"),
-    [
-        ("{name: ct}", "150"),
-        ("{name: ict}", "1280"),
-        ("{name: ect}", "256"),
-        ("{name: sct_discrete}", "1024"),
-        ("{name: scd_discrete}", "1024"),
-        ("{name: cd, levels: 80}", "80"),
-        ("{name: lcm, ddim_steps: 100}", "100"),
-    ],
-)
-def test_close_neighbours_are_not_compared_in_bf16(recipe: Path, objective: str, levels: str):
-    distilled = [TEACHER] if any(name in objective for name in ("cd", "lcm")) else []
-    said = complaint(recipe, f"objective={objective}", *distilled, "precision=bf16")
-    assert f"among {levels} noise levels, whose difference bf16 rounds away; set 'precision' to fp32" in said
-    check(load(recipe, [f"objective={objective}", *distilled]))
-
-
-@pytest.mark.parametrize("objective", ["{name: cd}", "{name: cd, levels: 40}", "{name: lcm}", "{name: ctm}"])
-def test_coarse_grids_and_tangents_may_be_in_bf16(recipe: Path, objective: str):
-    check(load(recipe, [f"objective={objective}", TEACHER, "precision=bf16"]))
-    check(load(recipe, ["objective={name: sct}", "precision=bf16"]))
-
-
 def test_a_loss_through_its_tangents_passes_where_parameters_stay(recipe: Path):
     config = load(recipe, [*FULL, REPLICATED])
     check(config)

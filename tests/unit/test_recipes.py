@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from sctrain.commands import smoke
-from sctrain.config.checks import check
 from sctrain.config.loading import load
 from sctrain.config.recipes import recipe_names, recipe_of
 from sctrain.errors import UserError
@@ -54,7 +53,6 @@ def test_a_recipe_names_its_source_and_its_figures(name: str):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_loads_and_what_it_builds_on_is_a_recipe_too(name: str):
     config = load(name)
-    check(config)
     for source in (config.teacher, config.start_from):
         if source is not None:
             other = recipe_of(source.run, name)
