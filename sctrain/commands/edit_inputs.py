@@ -11,12 +11,12 @@ from data_pipeline.decode import MODES
 from data_pipeline.description import DatasetDescription, read_description
 from sctrain.building import model_space
 from sctrain.commands.drawing import picture_file
-from sctrain.config.objectives import ContinuousObjective
+from sctrain.config.objectives import ContinuousObjective, LatentConsistency
 from sctrain.config.schema import RunConfig
 from sctrain.editing.pictures import read_picture
 from sctrain.errors import UserError
 from sctrain.evaluation.method import start_time
-from sctrain.objectives.levels import Grid
+from sctrain.objectives.levels import Grid, ddim_times
 from sctrain.processes import ModelSpace, sigma_at, time_at
 from sctrain.sampling import karras_times
 from sctrain.snapshots import newest_images, snapshot_config
@@ -45,8 +45,11 @@ class Model:
 
     @property
     def sigma_min(self) -> float:
-        """The least noise level it can be asked at."""
-        return max(Grid.sigma_min, self.config.objective.anchor)
+        """The least noise level it can be asked at: an LCM's own least; else EDM's, or that of the identity."""
+        method = self.config.objective
+        if isinstance(method, LatentConsistency):
+            return sigma_at(ddim_times(method.ddim_steps)[1].item(), self.config.sigma_data)
+        return max(Grid.sigma_min, method.anchor)
 
     @property
     def start(self) -> float:

@@ -1,6 +1,7 @@
 """At which times (radians) a sampler evaluates the network."""
 
 import math
+from collections.abc import Sequence
 
 from sctrain.objectives.levels import Grid, ddim_times
 from sctrain.processes import T_MAX, sigma_at, time_at
@@ -31,6 +32,18 @@ def karras_times(
 def even_times(steps: int) -> list[float]:
     """T_MAX i / N from i = N to 0: the ends of the jumps of progressive distillation and of multistep sCD."""
     return [T_MAX * i / steps for i in range(steps, -1, -1)]
+
+
+def nearest_times(times: Sequence[float], trained: Sequence[float]) -> list[float]:
+    """The nearest of `trained` to each of `times`, none twice. Both descend; `times` are no more than `trained`."""
+    assert len(times) <= len(trained)
+    nearest, free = [], 0
+    for i, time in enumerate(times):
+        last = len(trained) - (len(times) - i)  # one is left for each time that follows
+        index = min(range(free, last + 1), key=lambda index: abs(trained[index] - time))
+        nearest.append(trained[index])
+        free = index + 1
+    return nearest
 
 
 def lcm_times(ddim_steps: int, steps: int) -> list[float]:
