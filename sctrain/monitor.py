@@ -15,8 +15,8 @@ _BIN_EDGES = (0.4, 0.8, 1.2)
 class Monitor:
     """Accumulates per-sample values; `means` empties it.
 
-    Samples whose tangent overflowed, or whose loss is not finite, are counted and left out of the means, so that these
-    stay readable; the trainer bounds their share.
+    Samples whose output or tangent overflowed, or whose loss is not finite, are counted and left out of the means, so
+    that these stay readable; the trainer bounds their share.
     """
 
     def __init__(self, world: World):

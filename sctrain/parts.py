@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ from sctrain.objectives import build_objective
 from sctrain.objectives.base import Adversary, Batch, Draws, Loss, Networks, Progress
 from sctrain.objectives.drawing import Data
 from sctrain.objectives.flow import AlongTrajectory
+from sctrain.parameterization import Network
 from sctrain.randomness import Purpose, SampleGenerator
 from sctrain.self_check import Arguments, Verdict, verify
 from sctrain.zero.engine import ExactNetwork, FrozenEngine, StudentEngine
@@ -55,7 +57,7 @@ class Parts:
         if source is not None:
             weights = building.snapshot_weights(source)
             building.load_into(network, weights, source.run, as_a_start=True)
-        student, target, teacher = StudentEngine(network, config.optimizer, zero), None, None
+        student, target = StudentEngine(network, config.optimizer, zero), None
         if config.objective.has_target:
             target = TargetNetwork(
                 student.shards,
@@ -64,15 +66,20 @@ class Parts:
                 self.world.device,
                 shares_masks=not config.objective.target_teaches,
             )
-        if config.teacher is not None:
-            engine = FrozenEngine(building.teacher_network(config, data), zero, self.world.device)
-            teacher = building.teacher_parameterization(config).of(engine)
         wide = torch.float32 if config.compute.tangent_precision == "fp32" else None
         tangent = tangent_engine(config.compute.tangent_engine, wide)
         if config.objective.records_tangents:
             tangent = recorded
-        frozen = teacher, target and self._as_F(target)
+        frozen = self._teacher(zero), target and self._as_F(target)
         return student, target, Networks(self._as_F(student), tangent, *frozen, mean=self.world.mean)
+
+    def _teacher(self, zero: dict[str, Any]) -> Network | None:
+        """The frozen teacher of a distillation; none where the target network, which starts as the teacher, teaches."""
+        config = self.config
+        if config.teacher is None or config.objective.target_teaches:
+            return None
+        engine = FrozenEngine(building.teacher_network(config, self.dataset.description), zero, self.world.device)
+        return building.teacher_parameterization(config).of(engine)
 
     @property
     def _about_adversary(self) -> AdversaryConfig | None:

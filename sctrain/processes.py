@@ -45,6 +45,11 @@ def time_of(sigma: Tensor, sigma_data: float) -> Tensor:
     return torch.atan(sigma / sigma_data)
 
 
+def time_at(sigma: float, sigma_data: float) -> float:
+    """`time_of` one noise level."""
+    return math.atan(sigma / sigma_data)
+
+
 def noise_estimate(x: Tensor, F: Tensor, t: Tensor, sigma_data: float) -> Tensor:
     """z = sin t x + cos t sigma_d F: the noise in x, of standard deviation sigma_d."""
     t = per_sample(t, x)

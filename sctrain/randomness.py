@@ -51,9 +51,8 @@ class SampleGenerator:
         return _stream(self._seed, number, Purpose.BATCH).random()
 
     def _stack(self, draw: Callable) -> Tensor:
-        values = [
-            np.asarray(draw(stream), np.float32) for stream in self._streams
-        ]  # of one number numpy makes a double
+        # Of one number numpy makes a double.
+        values = [np.asarray(draw(stream), np.float32) for stream in self._streams]
         return torch.from_numpy(np.stack(values)).to(self._device)
 
 

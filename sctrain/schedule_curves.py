@@ -123,9 +123,8 @@ def _densities(config: RunConfig) -> Iterator[Curve]:
             if method.denoising:
                 yield _denoising(method)
         case methods.LatentConsistency():
-            yield _cells(
-                config.sigma_data * ddim_times(method.ddim_steps).tan(), None, f"{method.ddim_steps} DDIM steps"
-            )
+            sigmas, steps = config.sigma_data * ddim_times(method.ddim_steps)[1:].tan(), method.ddim_steps
+            yield _at_levels(sigmas, torch.full_like(sigmas, 1 / steps), f"{steps} DDIM steps")
         case methods.ProgressiveDistillation():
             t = np.linspace(0.002, T_MAX, 500)  # dt / d ln sigma = sin t cos t
             yield Curve(config.sigma_data * np.tan(t), np.sin(t) * np.cos(t) / T_MAX, "even in t")  # pyright: ignore[reportArgumentType]
@@ -162,12 +161,17 @@ def start_shares(levels: int, most_steps: int) -> Tensor:
 
 
 def _starts(method: methods.TrajectoryObjective) -> Curve:
-    """Of the matching term: each level's probability over the width up to halfway to its neighbours."""
+    """Of the matching term."""
     sigmas = FromData.of(method).levels(method.levels + 1)[1:]  # no jump starts at 0
     most_steps = 1 if method.matching == "local" else method.teacher_steps or method.levels
+    return _at_levels(sigmas, start_shares(method.levels, most_steps), f"matching, N = {method.levels}")
+
+
+def _at_levels(sigmas: Tensor, shares: Tensor, label: str) -> Curve:
+    """Each level's probability over the width up to halfway to its neighbours, in ln sigma."""
     inner = (sigmas[:-1] * sigmas[1:]).sqrt()
     edges = torch.cat([sigmas[:1] ** 2 / inner[:1], inner, sigmas[-1:] ** 2 / inner[-1:]])
-    return _per_width(edges, start_shares(method.levels, most_steps), f"matching, N = {method.levels}")
+    return _per_width(edges, shares, label)
 
 
 def _denoising(method: methods.TrajectoryObjective) -> Curve:

@@ -1,6 +1,5 @@
 """What `sctrain edit` checks and reads before a network is built."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,13 @@ from data_pipeline.decode import MODES
 from data_pipeline.description import DatasetDescription, read_description
 from sctrain.building import model_space
 from sctrain.commands.drawing import picture_file
-from sctrain.config.objectives import ContinuousObjective
+from sctrain.config.objectives import ContinuousObjective, LatentConsistency
 from sctrain.config.schema import RunConfig
 from sctrain.editing.pictures import read_picture
 from sctrain.errors import UserError
 from sctrain.evaluation.method import start_time
-from sctrain.objectives.levels import Grid
-from sctrain.processes import ModelSpace, sigma_at
+from sctrain.objectives.levels import Grid, ddim_times
+from sctrain.processes import ModelSpace, sigma_at, time_at
 from sctrain.sampling import karras_times
 from sctrain.snapshots import newest_images, snapshot_config
 
@@ -46,8 +45,11 @@ class Model:
 
     @property
     def sigma_min(self) -> float:
-        """The least noise level it can be asked at."""
-        return max(Grid.sigma_min, self.config.objective.anchor)
+        """The least noise level it can be asked at: an LCM's own least; else EDM's, or that of the identity."""
+        method = self.config.objective
+        if isinstance(method, LatentConsistency):
+            return sigma_at(ddim_times(method.ddim_steps)[1].item(), self.config.sigma_data)
+        return max(Grid.sigma_min, method.anchor)
 
     @property
     def start(self) -> float:
@@ -67,7 +69,7 @@ class Model:
                 raise UserError(f"--sigma {sigma:g} is not a noise level of {self.run}; choose from {levels}")
         if any(later >= earlier for earlier, later in zip(sigmas[:-1], sigmas[1:], strict=True)):
             raise UserError(f"--sigma {' '.join(f'{sigma:g}' for sigma in sigmas)} does not descend; sort the levels")
-        return [min(self.start, math.atan(sigma / self.config.sigma_data)) for sigma in sigmas]
+        return [min(self.start, time_at(sigma, self.config.sigma_data)) for sigma in sigmas]
 
 
 def refuse_another_model(run: Path, config: RunConfig) -> None:

@@ -28,13 +28,20 @@ def run(args: argparse.Namespace) -> int:
     def score(method: Method) -> float:
         return distance(generator.draw(method, args.seed, args.samples).pixels(generator.space))
 
+    def at(times: Sequence[float]) -> Method:
+        return Method(usual.sampler, len(times), tuple(times[1:]))
+
+    def drawn_at(times: Sequence[float]) -> list[float]:
+        """What is really drawn at: where the run was trained at a few times alone, the nearest of these."""
+        return times_of(config, at(times))[: len(times)]
+
     def score_times(times: Sequence[float]) -> float:
-        value = score(Method(usual.sampler, len(times), tuple(times[1:])))
-        say(f"t = {_words(times)}: Frechet distance {value:.3f}")
+        value = score(at(times))
+        say(f"t = {_words(drawn_at(times))}: Frechet distance {value:.3f}")
         return value
 
     times, found = greedy_times(score_times, start_time(config), args.steps, args.rounds, anchor_time(config))
-    own = times_of(config, usual)[: args.steps]
+    times, own = drawn_at(times), times_of(config, usual)[: args.steps]
     before = score(usual)
     if args.json:
         print(json.dumps({"times": times, "fd": found, "own_times": own, "own_fd": before, "samples": args.samples}))

@@ -100,7 +100,7 @@ class EvaluationConfig(Strict):
         32  # of Heun and Euler, for a diffusion model and for the teacher of a student
     )
     guidance: Annotated[float, Field(ge=0)] | None = None  # scale to draw at; None: 1, or the least that was learnt
-    middle_time: Annotated[float, Field(gt=0, lt=1.57)] = 1.1  # t of the second step (sCM appendix G)
+    middle_time: Annotated[float, Field(gt=0, lt=1.57)] = 1.1  # t of the second step (sCM appendix G); cd: the nearest
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     ema: Annotated[tuple[Width, ...], Field(min_length=1)] = (0.05,)  # relative widths to score
     ode_teacher: WeightsFrom | None = None  # whose ODE solutions a student is compared with; None: its own teacher's

@@ -20,9 +20,9 @@ from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.evaluation.method import Method, guidance_scale, times_of
 from sctrain.files import write_bytes
 from sctrain.guidance import guided_network
-from sctrain.processes import ModelSpace
+from sctrain.processes import T_MAX, ModelSpace
 from sctrain.runs import RunFolder, image_count_name
-from sctrain.sampling import consistency_sample, initial_noise, jump_sample, ode_sample
+from sctrain.sampling import consistency_sample, initial_noise, jump_sample, karras_times, ode_sample
 from sctrain.sealed_folder import MANIFEST
 from sctrain.snapshots import newest_images, snapshot_config
 
@@ -99,7 +99,8 @@ class Generator:
             at = (sigma_data, times_of(self.config, method), seed, indices, method.gamma)
             told = self.config.objective.told_the_end
             return jump_sample(self.F, noise, (labels,), *at, told_the_end=told)
-        return ode_sample(self.F, noise, (labels,), sigma_data, method.steps, method.sampler)
+        times = karras_times(method.steps, sigma_data, start=method.start)
+        return ode_sample(self.F, noise, (labels,), sigma_data, method.steps, method.sampler, times)
 
     def F(
         self, u: Tensor, t: Tensor, labels: Tensor, guidance: Tensor | None = None, end: Tensor | None = None
@@ -118,23 +119,31 @@ class Generator:
 
 
 def teacher_solutions(
-    teacher: WeightsFrom, seed: int, count: int, folder: Path, device: torch.device, guidance: float = 1.0
+    teacher: WeightsFrom,
+    seed: int,
+    count: int,
+    folder: Path,
+    device: torch.device,
+    guidance: float = 1.0,
+    start: float = T_MAX,
 ) -> Tensor:
     """The teacher's Heun solutions of images 0 to count - 1, in model space; computed once.
 
     They are kept among the teacher's evaluations, for all its students; in `folder` where those cannot be written to.
-    A distance to them is fair only for a student of the same sigma_data and data, which is the caller's affair.
+    Their noise is the state at the time `start`, where the trajectories of the compared student start too. A distance
+    to them is fair only for a student of the same sigma_data and data, which is the caller's affair.
     """
     images = teacher.images if teacher.images is not None else newest_images(teacher.run)
     steps = snapshot_config(teacher.run, images).evaluation.ode_steps
     weights = (RunFolder(teacher.run).snapshots / image_count_name(images) / MANIFEST).read_text()
-    identity = f"{weights} {teacher.ema} {steps} {seed} {count} {guidance}"
+    identity = f"{weights} {teacher.ema} {steps} {seed} {count} {guidance} {start}"
     name = f"ode-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
     shared = RunFolder(teacher.run).evaluations
     for kept in (shared / name, folder / name):
         if kept.is_file():
             return load_file(kept)["x"]
-    x = Generator.of(teacher.run, images, teacher.ema, device, guidance).draw(Method("heun", steps), seed, count).x
+    generator = Generator.of(teacher.run, images, teacher.ema, device, guidance)
+    x = generator.draw(Method("heun", steps, start=start), seed, count).x
     home = shared if os.access(shared if shared.is_dir() else teacher.run, os.W_OK) else folder
     home.mkdir(parents=True, exist_ok=True)
     write_bytes(home / name, save({"x": x}))

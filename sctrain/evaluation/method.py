@@ -1,6 +1,5 @@
 """How a run is drawn from: the samplers that fit what it was trained for, and what a user may choose among them."""
 
-import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -9,11 +8,12 @@ from sctrain.config.checks import guidance_mistake
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.objectives.base import Progress
-from sctrain.objectives.levels import ddim_times
+from sctrain.objectives.levels import Grid, ddim_times
 from sctrain.objectives.progressive import steps_at
 from sctrain.power_ema import MAX_WIDTH
-from sctrain.processes import T_MAX
-from sctrain.sampling import even_times, lcm_times, step_times
+from sctrain.processes import T_MAX, time_at, time_of
+from sctrain.reporting.console import say
+from sctrain.sampling import even_times, lcm_times, nearest_times, step_times
 
 Sampler = Literal["consistency", "jumps", "heun", "euler", "dpm"]
 ODE_SOLVERS: tuple[Sampler, ...] = ("heun", "euler", "dpm")
@@ -27,6 +27,7 @@ class Method(NamedTuple):
     steps: int
     times: tuple[float, ...] | None = None
     gamma: float = 0.0  # of CTM: 0 is deterministic, 1 multistep sampling
+    start: float = T_MAX  # of an ODE solver: the time of the noise; a student's is the end of its own process
 
     @property
     def name(self) -> str:
@@ -79,8 +80,25 @@ def student_methods(config: RunConfig, steps: Sequence[int], images: int | None 
 
 
 def most_steps(config: RunConfig) -> int | None:
-    """LCM has no more steps than it was trained at."""
-    return config.objective.ddim_steps if isinstance(config.objective, objectives.LatentConsistency) else None
+    """As many as the times that the student was trained at, where these are few."""
+    trained = trained_times(config)
+    return None if trained is None else len(trained)
+
+
+def trained_times(config: RunConfig) -> list[float] | None:
+    """The only times that the network was trained at, descending; None where they are many.
+
+    Those of CD's grid above the level at which it is the identity, and LCM's. Other grids are fine at last, and CTM's
+    denoising term has all times.
+    """
+    method = config.objective
+    if isinstance(method, objectives.LatentConsistency):
+        times = ddim_times(method.ddim_steps)
+    elif isinstance(method, objectives.ConsistencyDistillation):
+        times = time_of(Grid.of(method).levels(method.levels), config.sigma_data)
+    else:
+        return None
+    return times[1:].flip(0).tolist()
 
 
 def start_time(config: RunConfig) -> float:
@@ -89,25 +107,34 @@ def start_time(config: RunConfig) -> float:
     if isinstance(method, objectives.LatentConsistency):
         return ddim_times(method.ddim_steps)[-1].item()
     sigma_max = getattr(method, "sigma_max", None)
-    return T_MAX if sigma_max is None else math.atan(sigma_max / config.sigma_data)
+    return T_MAX if sigma_max is None else time_at(sigma_max, config.sigma_data)
 
 
 def anchor_time(config: RunConfig) -> float:
     """Where the consistency function is the identity."""
-    return math.atan(config.objective.anchor / config.sigma_data)
+    return time_at(config.objective.anchor, config.sigma_data)
 
 
 def times_of(config: RunConfig, method: Method) -> list[float]:
-    """The times of a student's steps, descending; those of jumps end with 0."""
-    end = [0.0] if method.sampler == "jumps" else []
-    if method.times is not None:
-        return [start_time(config), *method.times, *end]
-    if only_steps(config) is not None:
+    """The times of a student's steps, descending; those of jumps end with 0.
+
+    Where the network was trained at a few times alone they are the nearest of these.
+    """
+    if method.times is None and only_steps(config) is not None:
         return even_times(method.steps)
+    times, trained = _wanted_times(config, method), trained_times(config)
+    if trained is not None:
+        return nearest_times(times, trained)
+    return [*times, 0.0] if method.sampler == "jumps" else times
+
+
+def _wanted_times(config: RunConfig, method: Method) -> list[float]:
+    """The user's, else the method's own; without the 0 at which jumps end."""
+    if method.times is not None:
+        return [start_time(config), *method.times]
     if isinstance(config.objective, objectives.LatentConsistency):
         return lcm_times(config.objective.ddim_steps, method.steps)
-    middle = config.evaluation.middle_time
-    return [*step_times(method.steps, middle, start_time(config), anchor_time(config)), *end]
+    return step_times(method.steps, config.evaluation.middle_time, start_time(config), anchor_time(config))
 
 
 def refuse_fixed_times(run: object, config: RunConfig, mend: str) -> None:
@@ -163,7 +190,10 @@ def chosen(
     if times is not None:
         refuse_fixed_times(run, config, "remove --times")
         _check_times(config, times)
-    return Method(found, count, None if times is None else tuple(times), gamma or 0.0)
+    method = Method(found, count, None if times is None else tuple(times), gamma or 0.0)
+    if times is not None and trained_times(config) is not None:
+        _say_if_moved(trained, times, times_of(config, method)[1:])
+    return method
 
 
 def _steps(trained: str, config: RunConfig, images: int, steps: int | None, times: Sequence[float] | None) -> int:
@@ -179,6 +209,12 @@ def _steps(trained: str, config: RunConfig, images: int, steps: int | None, time
     if most is not None and asked is not None and asked > most:
         raise UserError(f"{trained} at {most} times, so it draws in --steps {most} at most")
     return fixed or asked or 1
+
+
+def _say_if_moved(trained: str, asked: Sequence[float], times: Sequence[float]) -> None:
+    if any(abs(time - wish) > 5e-5 for time, wish in zip(times, asked, strict=True)):
+        words = ", ".join(f"{time:.4f}" for time in times)
+        say(f"{trained} at a few times alone: the nearest to --times are t = {words}")
 
 
 def _check_times(config: RunConfig, times: Sequence[float]) -> None:

@@ -13,7 +13,7 @@ from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.evaluation.extractor import Extractor, load_extractor
 from sctrain.evaluation.generation import Drawn, Generator, labels_of, teacher_solutions
 from sctrain.evaluation.images import in_memory
-from sctrain.evaluation.method import Method, methods
+from sctrain.evaluation.method import Method, methods, start_time
 from sctrain.evaluation.metrics import mean_squared_distance
 from sctrain.evaluation.reference import Reference, load_reference
 from sctrain.reporting.console import say
@@ -83,11 +83,15 @@ def _figures(pixels: Tensor, generator: Generator, judge: Judge) -> dict[str, fl
 def _ode_distance(
     drawn: Drawn, judge: Judge, teacher: WeightsFrom | None, seed: int, generator: Generator
 ) -> dict[str, float | None]:
-    """Mean squared distance to the teacher's ODE solutions of the same noise, labels and guidance, in model space."""
+    """Mean squared distance to the teacher's ODE solutions of the same noise, labels and guidance, in model space.
+
+    They start where the student's trajectories do: the same noise at another time is another image.
+    """
     if teacher is None:
         return {"ode_mse": None}
     pairs = min(len(drawn.x), ODE_PAIRS)
-    solutions = teacher_solutions(teacher, seed, pairs, judge.evaluations, generator.device, generator.guidance)
+    at = (generator.device, generator.guidance, start_time(generator.config))
+    solutions = teacher_solutions(teacher, seed, pairs, judge.evaluations, *at)
     return {"ode_mse": mean_squared_distance(drawn.x[:pairs].nan_to_num(), solutions)}
 
 

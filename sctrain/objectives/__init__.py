@@ -30,7 +30,9 @@ def build_objective(
 
 
 def _diffusion(method: config.Diffusion, data: Data, _: Images) -> Objective:
-    return Diffusion(*_with_times(method, data), method.learned_weighting, method.augmentation)
+    return Diffusion(
+        **_with_times(method, data), learned_weighting=method.learned_weighting, augmentation=method.augmentation
+    )
 
 
 def _progressive(method: config.ProgressiveDistillation, data: Data, _: Images) -> Objective:
@@ -129,18 +131,23 @@ def _discrete(method: Any, data: Data, images: Images, pairs: Any, **parts: Any)
 
 
 def _simplified(method: config.ContinuousObjective | config.DiscreteTwin, data: Data) -> dict[str, Any]:
-    names = ("sigma_data", "num_classes", "time_mean", "time_std", "label_dropout")
     tangents = ("tangent_normalization", "tangent_constant", "tangent_warmup_images")
     return {
-        **dict(zip(names, _with_times(method, data), strict=True)),
+        **_with_times(method, data),
         **{name: getattr(method, name) for name in tangents},
         "distill": method.distils,
         "guidance": method.guidance and (method.guidance.low, method.guidance.high),
     }
 
 
-def _with_times(method: Any, data: Data) -> tuple[float, int, float, float, float]:
-    return data.sigma_data, data.num_classes, method.times.mean, method.times.std, method.label_dropout
+def _with_times(method: Any, data: Data) -> dict[str, Any]:
+    return {
+        "sigma_data": data.sigma_data,
+        "num_classes": data.num_classes,
+        "time_mean": method.times.mean,
+        "time_std": method.times.std,
+        "label_dropout": method.label_dropout,
+    }
 
 
 _BUILDERS: dict[type[config.Method], Callable[[Any, Data, Images], Objective]] = {

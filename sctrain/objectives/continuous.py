@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sctrain.objectives.base import Batch, Draws, Loss, Networks, Progress
 from sctrain.objectives.diffusion import weighted
-from sctrain.objectives.drawing import TrigFlowDraws, is_finite, l2_norm, mean_square, rms_factor
+from sctrain.objectives.drawing import TrigFlowDraws, is_finite, kept, l2_norm, mean_square, rms_factor
 from sctrain.objectives.flow import FollowsFlow, Trajectory
 from sctrain.processes import T_MAX, diffuse, per_sample
 from sctrain.randomness import SampleGenerator
@@ -80,9 +80,9 @@ class SimplifiedConsistency(FollowsFlow, TrigFlowDraws, ABC):
     def loss(self, draws: Draws, networks: Networks) -> Loss:
         """e^w / D ||F - F- - g / (||g|| + c)||^2 - w (sCM eq. 8)."""
         F, log_weight, g, t_F = self.evaluate(draws, networks)
-        target = F.detach()
-        sound = is_finite(g)
-        step = normalized(g.where(per_sample(sound, g), 0), self.tangent_constant, self.tangent_normalization)
+        sound = is_finite(F) & is_finite(g)
+        F = kept(F, sound)
+        target, step = F.detach(), normalized(kept(g, sound), self.tangent_constant, self.tangent_normalization)
         error = mean_square(F - (target + step))
         diagnostics = {
             "tangent_norm": l2_norm(g),

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sctrain.augmentation import draw_labels, transformed
 from sctrain.objectives.base import Batch, Draws, Loss, Networks, Progress
-from sctrain.objectives.drawing import TrigFlowDraws, mean_square
+from sctrain.objectives.drawing import TrigFlowDraws, is_finite, kept, mean_square
 from sctrain.processes import diffuse, velocity
 from sctrain.randomness import Purpose, SampleGenerator
 
@@ -38,7 +38,10 @@ class Diffusion(TrigFlowDraws):
     def loss(self, draws: Draws, networks: Networks) -> Loss:
         x_t = diffuse(draws.x0, draws.z, draws.t)
         F, log_weight = networks.student(x_t / self.sigma_data, draws.t, *draws.conditions)
-        error = mean_square(F - velocity(draws.x0, draws.z, draws.t) / self.sigma_data)
+        sound = is_finite(F)
+        error = mean_square(kept(F - velocity(draws.x0, draws.z, draws.t) / self.sigma_data, sound))
+        diagnostics = {"velocity_error": error.detach()}
         if not self.learned_weighting:
-            return Loss(error, {"velocity_error": error.detach()})
-        return Loss(weighted(error, log_weight), {"velocity_error": error.detach(), "log_weight": log_weight.detach()})
+            return Loss(error, diagnostics, dropped=~sound)
+        diagnostics["log_weight"] = log_weight.detach()
+        return Loss(weighted(error, log_weight).where(sound, 0), diagnostics, dropped=~sound)

@@ -15,12 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sctrain.guidance import guided_network
 from sctrain.objectives.base import Batch, Draws, Loss, Networks, Progress
-from sctrain.objectives.drawing import Data, is_finite, l2_norm
+from sctrain.objectives.drawing import Data, is_finite, kept, l2_norm
 from sctrain.objectives.levels import Pairs
 from sctrain.objectives.metrics import Metric
-from sctrain.processes import denoise, diffuse, per_sample, sigma_of, time_of
+from sctrain.processes import denoise, diffuse, sigma_of, time_of
 from sctrain.randomness import SampleGenerator
 from sctrain.solvers import ode_step
 
@@ -73,8 +72,8 @@ class DiscreteConsistency(Data):
         inputs = ((x / self.sigma_data, time, *draws.conditions) for x, time in ((x_t, t), (x_s, s)))
         (F_t, _), F_s = networks.pair(*inputs)
         f_t, f_s = denoise(x_t, F_t, t, self.sigma_data), denoise(x_s, F_s, s, self.sigma_data)
-        sound = is_finite(f_s)
-        distance = self.metric(f_t, f_s.where(per_sample(sound, f_s), 0))
+        sound = is_finite(f_t) & is_finite(f_s)
+        distance = self.metric(kept(f_t, sound), kept(f_s, sound))
         weight = self.weight(*(sigma_of(time.double(), self.sigma_data) for time in (t, s))).to(distance.dtype)
         gap = l2_norm(f_t.detach() - f_s) / l2_norm(x_t - x_s).clamp_min(torch.finfo(x_t.dtype).tiny)
         return Loss((weight * distance).where(sound, 0), {"distance": distance.detach(), "slope": gap}, dropped=~sound)
@@ -84,10 +83,7 @@ class DiscreteConsistency(Data):
         assert draws.s is not None
         if self.neighbour == "noise":
             return diffuse(draws.x0, draws.z, draws.s)
-        assert networks.teacher is not None, "a distillation needs a teacher"
-        teacher = networks.teacher
-        if draws.guidance is not None:
-            teacher = guided_network(teacher, draws.guidance, self.num_classes)
+        teacher = self.teacher(draws, networks)
         with torch.no_grad():
             return ode_step(teacher, x_t, draws.t, draws.s, (draws.labels,), self.sigma_data, self.neighbour)
 

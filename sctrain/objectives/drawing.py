@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sctrain.objectives.base import Batch, Draws, Progress
-from sctrain.processes import T_MAX, time_of
+from sctrain.guidance import guided_network
+from sctrain.objectives.base import Batch, Draws, Networks, Progress
+from sctrain.parameterization import Network
+from sctrain.processes import T_MAX, per_sample, time_of
 from sctrain.randomness import SampleGenerator
 
 
@@ -32,6 +34,17 @@ class Data:
             return None
         low, high = interval
         return low + (high - low) * generator.uniform()
+
+    def teacher(self, draws: Draws, networks: Networks) -> Network:
+        """The teacher of a distillation as a function of (u, t, labels), guided where the draws have a scale."""
+        assert networks.teacher is not None, "a distillation needs a teacher"
+        if draws.guidance is None:
+            return networks.teacher
+        return guided_network(networks.teacher, draws.guidance, self.num_classes)
+
+    def target_keep(self, before: Progress, after: Progress) -> float | None:
+        """The part of the target network that an optimizer step leaves; None: there is no target."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -58,14 +71,19 @@ class TrigFlowDraws(Data):
         """The factor r of the draws; objectives without a warm-up have 1."""
         return 1.0
 
-    def target_keep(self, before: Progress, after: Progress) -> float | None:
-        """There is no target network."""
-        return None
-
 
 def is_finite(x: Tensor) -> Tensor:
     """Whether a sample is finite everywhere: (B, ...) -> (B,). What has overflowed teaches nothing and is dropped."""
-    return x.isfinite().flatten(1).all(dim=1)
+    return x.detach().isfinite().flatten(1).all(dim=1)
+
+
+def kept(x: Tensor, sound: Tensor) -> Tensor:
+    """x with zeros in place of the samples that are dropped: (B, ...), (B,) -> (B, ...).
+
+    No gradient passes there. A network's output has to be replaced before anything is computed from it, for what is
+    masked later still has a slope that is not finite, and 0 times that is nan for every sample.
+    """
+    return x.where(per_sample(sound, x), 0)
 
 
 def l2_norm(x: Tensor) -> Tensor:

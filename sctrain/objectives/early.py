@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sctrain.objectives.base import Batch, Draws, Loss, Networks, Progress
 from sctrain.objectives.continuous import consistency_tangent
-from sctrain.objectives.drawing import Data, is_finite, l2_norm, mean_square
+from sctrain.objectives.drawing import is_finite, kept, l2_norm, mean_square
 from sctrain.objectives.flow import FollowsFlow, Trajectory
 from sctrain.objectives.levels import Grid
 from sctrain.processes import denoise, diffuse, per_sample, sigma_of, time_of
@@ -26,7 +26,7 @@ from sctrain.randomness import SampleGenerator
 
 
 @dataclass(frozen=True)
-class EarlyContinuous(FollowsFlow, Data):
+class EarlyContinuous(FollowsFlow):
     """`ct_continuous` where there is no teacher, `cd_continuous` where there is one; lambda = 1.
 
     `full` is theorem 3's loss: networks.tangent must record its tangents. It is for a teacher's velocity only, for with
@@ -51,8 +51,8 @@ class EarlyContinuous(FollowsFlow, Data):
         step = per_sample(slope, f) * df_dsigma
         if not self.full:
             step = f - f.detach() + step
-        sound = is_finite(step.detach())
-        error = mean_square(step.where(per_sample(sound, step), 0))
+        sound = is_finite(step)
+        error = mean_square(kept(step, sound))
         diagnostics = {"tangent_norm": l2_norm(df_dsigma.detach()), "step": l2_norm(step.detach())}
         return Loss(error, diagnostics, dropped=~sound)
 
@@ -68,7 +68,3 @@ class EarlyContinuous(FollowsFlow, Data):
     def trajectory(self, draws: Draws, networks: Networks) -> Trajectory:
         """Where the student is evaluated, and the direction of its tangent."""
         return self.trajectory_at(draws, diffuse(draws.x0, draws.z, draws.t), networks, draws.t, draws.conditions)
-
-    def target_keep(self, before: Progress, after: Progress) -> float | None:
-        """There is no target network."""
-        return None

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sctrain.guidance import guided_network
 from sctrain.objectives.base import Draws, Networks
+from sctrain.objectives.drawing import Data
 from sctrain.processes import per_sample, velocity
 
 
@@ -29,23 +29,17 @@ class AlongTrajectory(Protocol):
     def trajectory(self, draws: Draws, networks: Networks) -> Trajectory: ...
 
 
-class FollowsFlow:
+class FollowsFlow(Data):
     """What objectives share whose trajectory is the teacher's (`distill`) or cos t x0 + sin t z of each sample."""
 
-    sigma_data: float
-    num_classes: int
     distill: bool
 
     def flow_velocity(self, draws: Draws, u: Tensor, networks: Networks) -> Tensor:
         """dx_t/dt: the teacher's sigma_d F, guided or not, or cos t z - sin t x0 of this very sample."""
         if not self.distill:
             return velocity(draws.x0, draws.z, draws.t)
-        assert networks.teacher is not None, "a distillation needs a teacher"
-        teacher = networks.teacher
-        if draws.guidance is not None:
-            teacher = guided_network(teacher, draws.guidance, self.num_classes)
         with torch.no_grad():
-            F, _ = teacher(u, draws.t, draws.labels)
+            F, _ = self.teacher(draws, networks)(u, draws.t, draws.labels)
         return self.sigma_data * F
 
     def trajectory_at(

@@ -160,14 +160,16 @@ DDPM_STEPS = 1000
 
 
 def ddim_times(steps: int) -> Tensor:
-    """Angles t = arccos(alpha) of Stable Diffusion's process at its step 0 and at `steps` even ones of the 1000.
+    """0, the clean image, and the angles t = arccos(alpha) at `steps` even ones of Stable Diffusion's 1000 steps.
 
     beta is linear in its root from 0.00085 to 0.012; the steps are 1000/steps - 1, ..., 999 as in LCM: (steps + 1,).
+    The paper's code ends at step 0, t = 0.029, where its consistency function is the identity. Ours is that at t = 0: a
+    target at 0.029 would be the network's own guess, tied to nothing.
     """
     beta = torch.linspace(0.00085**0.5, 0.012**0.5, DDPM_STEPS, dtype=torch.float64) ** 2
     alpha = (1 - beta).cumprod(0).sqrt()
     chosen = torch.arange(1, steps + 1) * DDPM_STEPS // steps - 1
-    return torch.cat([alpha[:1], alpha[chosen]]).acos()
+    return torch.cat([alpha.new_ones(1), alpha[chosen]]).acos()
 
 
 @dataclass(frozen=True)

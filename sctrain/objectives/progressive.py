@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sctrain.objectives.base import Batch, Draws, Loss, Networks, Progress
-from sctrain.objectives.drawing import Data, is_finite, mean_square
+from sctrain.objectives.drawing import Data, is_finite, kept, mean_square
 from sctrain.processes import T_MAX, diffuse, jump, per_sample
 from sctrain.randomness import SampleGenerator
 
@@ -63,8 +63,8 @@ class ProgressiveDistillation(Data):
         x_t, t = diffuse(draws.x0, draws.z, draws.t), draws.t
         target = self.two_steps(networks, x_t, draws)
         F, _ = networks.student(x_t / self.sigma_data, t, *draws.conditions)
-        sound = is_finite(target)
-        error = mean_square(F - target.where(per_sample(sound, target), 0))
+        sound = is_finite(F) & is_finite(target)
+        error = mean_square(kept(F, sound) - kept(target, sound))
         per_image = (self.weight(t) * error).where(sound, 0)
         return Loss(per_image, {"velocity_error": error.detach()}, dropped=~sound)
 

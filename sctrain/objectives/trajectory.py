@@ -17,8 +17,8 @@ sees the first of the two images beside x0, the loss is L_CTM + lambda_DSM L_DSM
 Departures. The paper's lambda = ||dL_CTM/dW|| / (||dL_DSM/dW|| + 1e-4), detached, has the gradients with respect to the
 last layer's weights W, of which a rank of ZeRO-3 holds a part. Here they are those with respect to the network's
 output F, root mean squares over the samples of all ranks; with W the noise of samples partly cancels, with F it does
-not, so our lambda is smaller: `denoising` multiplies it. Where batches are accumulated, each part has a
-lambda of its own. The lowest time is 0 and not sigma_min.
+not, so our lambda is smaller: `denoising` multiplies it. Where batches are accumulated, each part has a lambda of its
+own. The lowest time is 0 and not sigma_min.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from torch import Tensor
 from models.tangent.randomness import RandomState
 from sctrain.objectives.adversarial import judgement, realism
 from sctrain.objectives.base import Batch, Draws, Loss, Networks, Progress
-from sctrain.objectives.drawing import Data, is_finite, mean_square
+from sctrain.objectives.drawing import Data, is_finite, kept, mean_square
 from sctrain.objectives.levels import FromData
 from sctrain.objectives.metrics import Metric
-from sctrain.processes import T_MAX, denoise, diffuse, jump, per_sample, time_of, velocity
+from sctrain.processes import T_MAX, denoise, diffuse, jump, time_at, time_of, velocity
 from sctrain.randomness import SampleGenerator
 from sctrain.solvers import ode_step
 
@@ -113,8 +113,9 @@ class ConsistencyTrajectory(Data):
         assert isinstance(draws, TrajectoryDraws)
         x_t = diffuse(draws.x0, draws.z, draws.t)
         x_u = self.solve(x_t, draws, networks)
-        F, F_denoising, F_u = self.outputs(x_t, x_u, draws, networks)
-        matched, matched_square, sound = self.matching_term(x_t, x_u, F, F_u, draws, networks)
+        F, F_denoising, F_u, finite = self.outputs(x_t, x_u, draws, networks)
+        matched, matched_square, reached = self.matching_term(x_t, x_u, F, F_u, draws, networks)
+        sound = finite & reached
         diagnostics, total = {"distance": matched.detach()}, matched
         if self.denoising:
             denoised, denoised_square = self.denoising_term(F_denoising, draws)
@@ -133,25 +134,25 @@ class ConsistencyTrajectory(Data):
 
     def outputs(
         self, x_t: Tensor, x_u: Tensor, draws: TrajectoryDraws, networks: Networks
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """F of the student at (x_t, t, s) and where it denoises, and of whoever jumps from u at (x_u, u, s).
 
+        And whether the student's are finite (B,); where they are not they are 0.
         The student is traversed once, for ZeRO-3 reduces a parameter's gradient once per backward. So that the other
         draws the same dropout masks its batch is as large, and the second half of what it says is for nothing.
         """
         assert draws.s is not None
-        count, at, at_u = (
-            len(x_t),
-            self._at(x_t, draws.t, draws, draws.s),
-            self._at(x_u, draws.path[-1], draws, draws.s),
-        )
+        count = len(x_t)
+        at, at_u = (self._at(x, t, draws, draws.s) for x, t in ((x_t, draws.t), (x_u, draws.path[-1])))
         if self.denoising:
             t = draws.denoising_t
             noisy = self._at(diffuse(draws.x0, draws.denoising_z, t), t, draws, t)
             at, at_u = _joined(at, noisy), _joined(at_u, noisy)
         jumpers = networks if self.jump_by == "target" else replace(networks, target=None)
         (F, _), F_u = jumpers.pair(at, at_u)
-        return F[:count], F[count:], F_u[:count]
+        finite = is_finite(F).reshape(-1, count).all(dim=0)
+        F = kept(F, finite.repeat(len(F) // count))
+        return F[:count], F[count:], F_u[:count], finite
 
     def matching_term(
         self, x_t: Tensor, x_u: Tensor, F: Tensor, F_u: Tensor, draws: TrajectoryDraws, networks: Networks
@@ -163,7 +164,7 @@ class ConsistencyTrajectory(Data):
         with torch.no_grad():
             goal = self.to_data(jump(x_u, F_u, u, s, self.sigma_data), draws, networks)
         sound = is_finite(goal)
-        goal = goal.where(per_sample(sound, goal), 0)
+        goal = kept(goal, sound)
 
         def distance(F: Tensor) -> Tensor:
             with randomness.replayed():
@@ -193,9 +194,9 @@ class ConsistencyTrajectory(Data):
     @torch.no_grad()
     def solve(self, x: Tensor, draws: TrajectoryDraws, networks: Networks) -> Tensor:
         """x_u, by Heun's steps of the teacher along the path."""
-        assert networks.teacher is not None, "CTM needs a teacher"
+        teacher = self.teacher(draws, networks)
         for now, then in zip(draws.path[:-1], draws.path[1:], strict=True):
-            x = ode_step(networks.teacher, x, now, then, (draws.labels,), self.sigma_data)
+            x = ode_step(teacher, x, now, then, (draws.labels,), self.sigma_data)
         return x
 
     def to_data(self, x: Tensor, draws: TrajectoryDraws, networks: Networks) -> Tensor:
@@ -206,7 +207,7 @@ class ConsistencyTrajectory(Data):
 
     def _at(self, x: Tensor, t: Tensor, draws: Draws, end: Tensor) -> Inputs:
         """A network's inputs. At t = 0 any finite F will do, so it is told the grid's least time: ln 0 is none."""
-        least = time_of(torch.tensor(self.grid.sigma_min, dtype=torch.float64), self.sigma_data).item()
+        least = time_at(self.grid.sigma_min, self.sigma_data)
         return x / self.sigma_data, t.clamp_min(least), draws.labels, None, end
 
     def target_keep(self, before: Progress, after: Progress) -> float | None:

@@ -9,7 +9,7 @@ from sctrain.sampling.consistency import consistency_sample, jump_sample
 from sctrain.sampling.noise import initial_noise, noised
 from sctrain.sampling.ode import OdeSolver, edm_sample, ode_sample, trigflow_network
 from sctrain.sampling.search import greedy_times, ternary_search
-from sctrain.sampling.times import even_times, karras_times, lcm_times, step_times
+from sctrain.sampling.times import even_times, karras_times, lcm_times, nearest_times, step_times
 
 __all__ = [
     "OdeSolver",
@@ -21,6 +21,7 @@ __all__ = [
     "jump_sample",
     "karras_times",
     "lcm_times",
+    "nearest_times",
     "noised",
     "ode_sample",
     "step_times",

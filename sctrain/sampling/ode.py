@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sctrain.parameterization import Network
-from sctrain.processes import denoise, jump, per_sample, sigma_of
+from sctrain.processes import denoise, jump, per_sample, sigma_of, time_at
 from sctrain.sampling.times import karras_times
 from sctrain.solvers import ode_step
 
@@ -97,7 +97,7 @@ def edm_sample(
 
     dx/dsigma = (x - D(x; sigma)) / sigma (Karras et al. 2022, eq. 3).
     """
-    times = [math.atan(sigma / sigma_data) for sigma in sigmas]
+    times = [time_at(sigma, sigma_data) for sigma in sigmas]
     network = trigflow_network(denoiser, sigma_data)
     end = ode_sample(network, math.cos(times[0]) * x, conditions, sigma_data, len(times) - 1, solver, times)
     return end / math.cos(times[-1])

@@ -1,9 +1,10 @@
 """At which times (radians) a sampler evaluates the network."""
 
 import math
+from collections.abc import Sequence
 
 from sctrain.objectives.levels import Grid, ddim_times
-from sctrain.processes import T_MAX, sigma_at
+from sctrain.processes import T_MAX, sigma_at, time_at
 
 
 def step_times(steps: int, middle_time: float = 1.1, start: float = T_MAX, end: float = 0.0) -> list[float]:
@@ -25,7 +26,7 @@ def karras_times(
     """
     grid = Grid(sigma_min, sigma_at(start, sigma_data), rho)
     lower = grid.levels(steps).flip(0)[1:].tolist() if steps > 1 else []
-    return [start, *(math.atan(sigma / sigma_data) for sigma in lower), 0.0]
+    return [start, *(time_at(sigma, sigma_data) for sigma in lower), 0.0]
 
 
 def even_times(steps: int) -> list[float]:
@@ -33,8 +34,20 @@ def even_times(steps: int) -> list[float]:
     return [T_MAX * i / steps for i in range(steps, -1, -1)]
 
 
+def nearest_times(times: Sequence[float], trained: Sequence[float]) -> list[float]:
+    """The nearest of `trained` to each of `times`, none twice. Both descend; `times` are no more than `trained`."""
+    assert len(times) <= len(trained)
+    nearest, free = [], 0
+    for i, time in enumerate(times):
+        last = len(trained) - (len(times) - i)  # one is left for each time that follows
+        index = min(range(free, last + 1), key=lambda index: abs(trained[index] - time))
+        nearest.append(trained[index])
+        free = index + 1
+    return nearest
+
+
 def lcm_times(ddim_steps: int, steps: int) -> list[float]:
     """`steps` of the `ddim_steps` times that LCM trains at, taken evenly from the last one down."""
     assert 1 <= steps <= ddim_steps
-    times = ddim_times(ddim_steps).tolist()  # of which the first is where the process begins
+    times = ddim_times(ddim_steps).tolist()  # of which the first is 0
     return [times[ddim_steps - i * ddim_steps // steps] for i in range(steps)]

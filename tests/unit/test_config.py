@@ -262,6 +262,10 @@ def test_a_missing_file_is_named(tmp_path: Path):
         (["teacher={run: runs/t, ema: 0.1}"], "the objective 'sct' has no teacher; remove 'teacher'"),
         (["objective.name=trigflow", "teacher={run: runs/t, ema: 0.1}"], "the objective 'trigflow' has no teacher"),
         (["objective={name: lcf}"], "the objective 'lcf' fine-tunes an LCM; name it with 'start_from.run'"),
+        (
+            ["objective={name: pd}", TEACHER, "start_from={run: runs/s, ema: 0.1}"],
+            "the objective 'pd' starts from its teacher and learns from what it started from, so 'start_from' would",
+        ),
         (["objective.segments=2"], "'objective.segments' are for scd"),
         (["compute.compile=true"], "'compute.compile' cannot follow weights that ZeRO-3 gathers"),
         (["objective.guidance={high: 2}"], "the objective 'sct' has no teacher to guide"),

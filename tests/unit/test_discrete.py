@@ -17,7 +17,7 @@ from sctrain.objectives.discrete import DiscreteConsistency, even
 from sctrain.objectives.drawing import Data
 from sctrain.objectives.levels import ect_mapping
 from sctrain.objectives.metrics import Images, build_metric
-from sctrain.processes import ModelSpace, diffuse, jump, per_sample, time_of, velocity
+from sctrain.processes import ModelSpace, denoise, diffuse, jump, per_sample, time_of, velocity
 from sctrain.randomness import Purpose, SampleGenerator
 
 SIGMA_DATA = 0.7
@@ -208,6 +208,21 @@ def test_a_guided_step_is_that_of_lcm():
     expected = x_t + (1 + w) * psi(draws.labels) - w * psi(none)
     ours = objective.at_neighbour(draws, x_t, Networks(told_of_labels, single_pass, told_of_labels))
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["lcm", "lcf"])
+def test_the_lowest_pair_of_lcm_is_tied_to_the_data(name):
+    """Its target is x_s itself whatever the network says of it: without that, f could be any constant."""
+    objective = build(name, metric=L2)
+    draws = drawn(objective, count=256)
+    lowest = draws.t == draws.t.min()
+    assert lowest.any() and (draws.s[lowest] == 0).all()
+    networks = Networks(told_of_labels, single_pass, teacher=told_of_labels)
+    x_t, loss = diffuse(draws.x0, draws.z, draws.t), objective.loss(draws, networks)
+    x_s = objective.at_neighbour(draws, x_t, networks)
+    F, _ = told_of_labels(x_t / SIGMA_DATA, draws.t, draws.labels, draws.guidance)
+    expected = (denoise(x_t, F, draws.t, SIGMA_DATA) - x_s).square().mean((1, 2, 3))
+    torch.testing.assert_close(loss.per_sample[lowest], expected[lowest])
 
 
 def test_lcf_has_the_same_noise_at_both_times_and_no_teacher():

@@ -159,13 +159,16 @@ def test_interpolation_starts_with_the_first_image_of_a_seed(runs: Path, folder:
         assert (read(folder / f"grid-{i}.png").int() - expected.int()).abs().max() <= 1
 
 
-@pytest.mark.parametrize(("run", "sigma_max"), [("gray", 79.4), ("lcm", 7.303), ("near", 4.0), ("ctm", 80.0)])
-def test_noise_levels_end_where_the_process_of_the_run_does(runs: Path, run: str, sigma_max: float):
+@pytest.mark.parametrize(
+    ("run", "sigma_max", "sigma_min"),
+    [("gray", 79.4, 0.002), ("lcm", 7.303, 0.06723), ("near", 4.0, 0.002), ("ctm", 80.0, 0.002)],
+)
+def test_noise_levels_end_where_the_process_of_the_run_does(runs: Path, run: str, sigma_max: float, sigma_min: float):
     model = Model.of(runs / run)
     times = model.times(40)
     assert times[0] == start_time(model.config) and 0.5 * math.tan(times[0]) == pytest.approx(sigma_max, rel=1e-3)
     assert len(times) == 40 and all(before > after for before, after in zip(times[:-1], times[1:], strict=True))
-    assert 0.5 * math.tan(times[-1]) == pytest.approx(0.002)
+    assert 0.5 * math.tan(times[-1]) == pytest.approx(sigma_min, rel=1e-4)
     assert model.times_of([sigma_max * (1 + 5e-4)])[0] <= times[0]
 
 
@@ -204,7 +207,8 @@ def test_a_network_that_jumps_is_told_to_go_to_the_data(runs: Path):
         ("denoise gray gray0.png --sigma 0", "--sigma 0 is not a noise level of gray; choose from 0.002 to 79."),
         ("denoise gray gray0.png --sigma nan", "--sigma nan is not a noise level of gray"),
         ("denoise gray gray0.png --sigma 100", "--sigma 100 is not a noise level of gray"),
-        ("denoise lcm gray0.png --sigma 20", "--sigma 20 is not a noise level of lcm; choose from 0.002 to 7.3"),
+        ("denoise lcm gray0.png --sigma 20", "--sigma 20 is not a noise level of lcm; choose from 0.067"),
+        ("denoise lcm gray0.png --sigma 0.01", "--sigma 0.01 is not a noise level of lcm; choose from 0.067"),
         ("stroke gray gray0.png --sigma 1 2", "--sigma 1 2 does not descend; sort the levels"),
         ("interpolate gray --seeds 1 1", "--seeds 1 1 are the same noise"),
         ("stroke teacher gray0.png", "teacher is a diffusion model; edit with a consistency model"),

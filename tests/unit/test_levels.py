@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
-from sctrain.config.objectives import ConsistencyTraining, EasyTuning, ImprovedTraining
+from sctrain.config.objectives import ConsistencyTraining, DiscreteTwin, EasyTuning, ImprovedTraining
 from sctrain.objectives.levels import (
+    FromData,
     Grid,
     LognormalPairs,
     MappedPairs,
@@ -20,6 +22,7 @@ from sctrain.objectives.levels import (
     ict_levels,
     lognormal_cells,
 )
+from sctrain.processes import time_of
 from sctrain.randomness import Purpose, SampleGenerator
 
 BEFORE = 1e-6  # just before the end of a stage
@@ -100,14 +103,33 @@ def test_levels_of_ect_stay_where_float32_angles_differ():
     assert ((gap / (sigma - r) - 1).abs() < 0.01).all()
 
 
+def gap_error(sigma: Tensor, lower: Tensor) -> float:
+    """The worst relative error of the gap between two noise levels' times in float32; 1 where it is lost."""
+    t, s = (time_of(level, 0.5) for level in (sigma, lower))
+    return ((t.float().double() - s.float().double()) / (t - s) - 1).abs().max().item()
+
+
+def test_what_configurations_allow_float32_can_resolve():
+    """The closest levels that are not refused, up to sigma = 80: all gaps remain, and are what they should be."""
+    most = DiscreteTwin(name="sct_discrete", levels=8192).levels
+    for grid in (Grid(), FromData()):
+        sigmas = grid.levels(most)
+        assert gap_error(sigmas[1:], sigmas[:-1]) < 0.1
+    with pytest.raises(ValidationError, match="less than or equal to 8192"):
+        DiscreteTwin(name="sct_discrete", levels=8193)
+    ect, sigma = EasyTuning(name="ect", stages=12), torch.logspace(-4, math.log10(80), 100_001, dtype=torch.float64)
+    assert gap_error(sigma, ect_mapping(sigma, ect.stages - 1, ect.q, ect.k, ect.b)) < 0.1
+    assert gap_error(sigma, ect_mapping(sigma, 15, ect.q, ect.k, ect.b)) == 1, "16 doublings lose some gaps"
+
+
 def test_times_of_stable_diffusion():
-    """alpha_bar of steps 0 and 999: 0.99915 and 0.00466; the 50 of LCM are 19, 39, ..., 999."""
+    """alpha_bar of step 999 is 0.00466; the 50 of LCM are 19, 39, ..., 999, and below them is the clean image."""
     times = ddim_times(50)
-    assert len(times) == 51 and (times.diff() > 0).all()
-    assert times[0].cos().item() ** 2 == pytest.approx(1 - 0.00085) and times[-1].cos().item() ** 2 == pytest.approx(
-        0.00466, rel=1e-3
-    )
-    assert torch.equal(ddim_times(1000)[[20, 40, 1000]], times[[1, 2, 50]])
+    assert len(times) == 51 and times[0] == 0
+    assert times[-1].cos().item() ** 2 == pytest.approx(0.00466, rel=1e-3)
+    every = ddim_times(1000)
+    assert every[1].cos().item() ** 2 == pytest.approx(1 - 0.00085)
+    assert (every.diff() > 0).all() and torch.equal(every[[20, 40, 1000]], times[[1, 2, 50]])
 
 
 @pytest.mark.parametrize(
@@ -115,7 +137,8 @@ def test_times_of_stable_diffusion():
     [
         (lambda: ImprovedTraining(name="ict", first_levels=20, last_levels=10), "last_levels 10 is below"),
         (lambda: ConsistencyTraining(name="ct", first_levels=20, last_levels=10), "last_levels 10 is below"),
-        (lambda: EasyTuning(name="ect", q=256.0, stages=3), "gaps below"),
+        (lambda: EasyTuning(name="ect", q=256.0, stages=3), "gaps of about t / 1.68e\\+07"),
+        (lambda: EasyTuning(name="ect", stages=13), "which float32 cannot resolve; lower one of them, to at most 4096"),
     ],
 )
 def test_curricula_that_cannot_be_are_refused(make, said):

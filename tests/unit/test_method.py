@@ -20,12 +20,15 @@ from sctrain.evaluation.method import (
     chosen,
     guidance_scale,
     methods,
+    most_steps,
     only_steps,
     start_time,
     times_of,
+    trained_times,
 )
 from sctrain.evaluation.results import Result
 from sctrain.evaluation.worker import evaluate
+from sctrain.objectives.levels import ddim_times
 from sctrain.processes import T_MAX
 from sctrain.runs import RunFolder
 
@@ -77,8 +80,26 @@ def test_times_of_every_kind():
     for method, middle in ((Method("jumps", 2), 1.1), (Method("jumps", 2, (0.4,), 0.5), 0.4)):
         assert times_of(described({"name": "ctm"}), method) == pytest.approx([math.atan(160), middle, 0])
     assert times_of(described({"name": "sct"}), Method("consistency", 2)) == [T_MAX, 1.1]
-    many = times_of(described({"name": "cd"}), Method("consistency", 2000))
+    many = times_of(described({"name": "ct"}), Method("consistency", 2000))
     assert many[0] > many[1] > many[-1] > math.atan(0.002 / 0.5), "never below the level where f is the identity"
+
+
+def test_where_a_student_was_trained_at_few_times_it_is_drawn_from_at_these():
+    """CD's grid of 18, above the level at which it is the identity, and LCM's 50: a time between two is the nearer."""
+    cd, lcm = described({"name": "cd"}), described(GUIDED)
+    grid = [math.atan(((0.002 ** (1 / 7) + i / 17 * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7) / 0.5) for i in range(18)]
+    assert trained_times(cd) == pytest.approx(grid[:0:-1])
+    assert times_of(cd, Method("consistency", 2)) == pytest.approx([grid[17], grid[7]])  # 1.140 for 1.1
+    assert times_of(cd, Method("consistency", 17)) == pytest.approx(grid[:0:-1]), "each once"
+    assert times_of(cd, Method("consistency", 3, (0.5, 0.45))) == pytest.approx([grid[17], grid[5], grid[4]])
+    assert most_steps(cd) == 17 and most_steps(lcm) == 50
+    times = times_of(lcm, Method("consistency", 3, (1.0, 0.01)))
+    assert times[0] == start_time(lcm) and abs(times[1] - 1.0) < 0.02 and times[2] == ddim_times(50)[1].item()
+    assert {*times} < {*ddim_times(50).tolist()}
+    at_level = described({"name": "cd", "levels": 40}, evaluation={"middle_time": 1.2237})
+    assert times_of(at_level, Method("consistency", 2))[1] == pytest.approx(1.2237, abs=1e-4)
+    for free in ("ct", "ict", "ect", "sct", "ctm"):
+        assert trained_times(described({"name": free})) is None
 
 
 def test_sampling_starts_where_the_process_ends():
@@ -123,6 +144,7 @@ def test_what_a_user_may_choose():
         ("cd", {"times": [math.nan]}, "--times must descend"),
         ("cd", {"times": [1.0], "steps": 3}, "--times gives 1 times after the first, which are not the --steps 3"),
         ("lcm", {"steps": 51}, "at 50 times, so it draws in --steps 50 at most"),
+        ("cd", {"steps": 18}, "at 17 times, so it draws in --steps 17 at most"),
     ],
 )
 def test_what_does_not_fit_is_refused(kind: str, asked: dict[str, Any], sentence: str):
@@ -198,8 +220,14 @@ def test_sample_draws_as_asked(runs: Path, tmp_path: Path, capsys):
     for flags, sentence in words.items():
         run, *rest = flags.split()
         assert cli.main(["sample", str(runs / run), *rest, "--count", "10", "--out", str(out)]) == 0
-        assert sentence in capsys.readouterr().err and out.is_file()
+        said = capsys.readouterr().err
+        assert sentence in said and out.is_file()
+        moved = "at a few times alone: the nearest to --times are t = 1.1401, 0.2721"
+        assert (moved in said) == flags.startswith("cd")
         out.unlink()
+    assert cli.main(["sample", str(runs / "cd"), "--times", "1.1401", "--count", "10", "--out", str(out)]) == 0
+    assert "at a few times alone" not in capsys.readouterr().err
+    out.unlink()
     assert cli.main(["sample", str(runs / "pd"), "--steps", "2", "--out", str(out)]) == 2
     assert cli.main(["sample", str(runs / "cd"), "--ema", "2", "--out", str(out)]) == 2
     assert "--ema 2 is not a relative width" in capsys.readouterr().err and not out.exists()
@@ -252,7 +280,8 @@ def test_times_are_searched_by_the_runs_own_distance(runs: Path, capsys):
     tried = [float(line.split()[-1]) for line in err.splitlines() if "Frechet distance" in line]
     assert len(tried) == 4 and found["fd"] == pytest.approx(min(tried), abs=1e-3)
     start = found["own_times"][0]
-    assert found["own_times"] == [start, 1.1] and found["times"][0] == start and 0 < found["times"][1] < start
+    assert found["own_times"] == [start, pytest.approx(1.1401, abs=1e-4)]
+    assert found["times"][0] == start and found["times"][1] in trained_times(described({"name": "cd"}))[1:]
     assert cli.main(asked) == 0
     assert f"--times {found['times'][1]:.4f}" in capsys.readouterr().out
     for run in ("teacher", "pd"):

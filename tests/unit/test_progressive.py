@@ -7,6 +7,8 @@ import torch
 from gaussian import Gaussian
 
 from models.tangent.engines import single_pass
+from sctrain import parts
+from sctrain.config.objectives import ConsistencyDistillation
 from sctrain.config.objectives import ProgressiveDistillation as Settings
 from sctrain.objectives import build_objective
 from sctrain.objectives.base import Batch, Draws, Networks, Progress
@@ -105,10 +107,23 @@ def test_stages():
 def test_the_teacher_is_replaced_also_where_the_step_at_the_boundary_was_dropped():
     """Its images count, so N halves; otherwise the next student would learn from the teacher before the last."""
     keeps: list[float] = []
-    parts = SimpleNamespace(target=SimpleNamespace(update=keeps.append), objective=build())
+    run = SimpleNamespace(target=SimpleNamespace(update=keeps.append), objective=build())
     for before, after, applied in ((50, 60, False), (99, 100, False), (149, 150, True)):
-        Parts.update_target(parts, Progress(before, 1100), Progress(after, 1100), applied=applied)  # pyright: ignore
+        Parts.update_target(run, Progress(before, 1100), Progress(after, 1100), applied=applied)  # pyright: ignore
     assert keeps == [0.0, 1.0]
+
+
+def test_no_second_teacher_is_built_where_the_target_network_teaches(monkeypatch):
+    """It would hold a frozen network's memory on all ranks and never be asked."""
+    built: list[str] = []
+    monkeypatch.setattr(parts, "FrozenEngine", lambda network, *_: built.append(network))
+    monkeypatch.setattr(parts.building, "teacher_network", lambda config, _: config.objective.name)
+    monkeypatch.setattr(parts.building, "teacher_parameterization", lambda _: SimpleNamespace(of=lambda engine: engine))
+    data, world = SimpleNamespace(description=None), SimpleNamespace(device="cpu")
+    for method in (Settings(name="pd"), ConsistencyDistillation(name="cd")):
+        run = SimpleNamespace(config=SimpleNamespace(objective=method, teacher="a run"), dataset=data, world=world)
+        Parts._teacher(run, {})  # pyright: ignore
+    assert built == ["cd"]
 
 
 def test_times_divide_the_angle_evenly():

@@ -238,10 +238,10 @@ def test_balance_makes_both_gradients_equally_long():
     draws, networks = drawn(made, images=HALF_WAY), Networks(student, single_pass, teacher, target)
     x_t = diffuse(draws.x0, draws.z, draws.t)
     x_u = made.solve(x_t, draws, networks)
-    F, F_denoising, F_u = made.outputs(x_t, x_u, draws, networks)
+    F, F_denoising, F_u, finite = made.outputs(x_t, x_u, draws, networks)
     matched, matched_square, sound = made.matching_term(x_t, x_u, F, F_u, draws, networks)
     denoised, denoised_square = made.denoising_term(F_denoising, draws)
-    assert sound.all()
+    assert finite.all() and sound.all()
     balance = gradient_ratio(matched_square, denoised_square, networks)
     for term, square in ((matched, matched_square), (denoised, denoised_square)):
         (gradient,) = torch.autograd.grad(term.sum(), F if term is matched else F_denoising, retain_graph=True)

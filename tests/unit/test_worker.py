@@ -1,6 +1,7 @@
 """The evaluation worker on runs with tiny networks: what it writes, in which order, and what survives a kill."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,15 +14,19 @@ from typing import Any
 import pytest
 import torch
 from digits import prepared, publish_random, tiny_config, write_status
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sctrain.config.schema import WeightsFrom
 from sctrain.errors import UserError
 from sctrain.evaluation import worker
 from sctrain.evaluation.generation import Generator, Method, teacher_solutions
+from sctrain.evaluation.method import start_time
 from sctrain.evaluation.queue import claim
 from sctrain.evaluation.worker import evaluate
+from sctrain.processes import T_MAX
 from sctrain.runs import RunFolder
+from sctrain.sampling import initial_noise, karras_times, ode_sample
 
 CPU = torch.device("cpu")
 KEYS = "images ema seed sampler steps nfe samples fd agreement precision recall nn_ratio ode_mse seconds".split()
@@ -129,6 +134,34 @@ def test_ode_solutions_are_of_the_very_weights(tmp_path: Path):
         found.append(teacher_solutions(WeightsFrom(run=run, ema=0.05), 0, 4, tmp_path, CPU))
         shutil.rmtree(RunFolder(run).snapshots)
     assert not torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        ({"name": "lcm", "ddim_steps": 50}, 1.5025),
+        ({"name": "cd", "sigma_max": 4.0}, math.atan(8)),
+        ({"name": "scd"}, T_MAX),
+    ],
+)
+def test_the_teachers_solutions_start_where_the_student_does(
+    tmp_path: Path, teacher: Path, objective: dict[str, Any], expected: float
+):
+    """At the end of the process that the student was trained on."""
+    source = WeightsFrom(run=teacher, images=32, ema=0.05)
+    config = tiny_config(tmp_path / "student", "scd", teacher=source, evaluation={"steps": [1]})
+    config = config.model_validate(config.model_dump() | {"objective": objective})
+    publish_random(config, 16)
+    evaluate(config.run_dir, watch=False)
+    (kept,) = RunFolder(config.run_dir).evaluations.glob("ode-*")
+    start, generator = (
+        start_time(config),
+        Generator.of(teacher, 32, 0.05, CPU, 3.0 if "ddim_steps" in objective else 1.0),
+    )
+    assert start == pytest.approx(expected, abs=1e-4)
+    noise, labels = initial_noise(0, torch.arange(40), (1, 8, 8), 0.5), torch.arange(40) % 10
+    own = ode_sample(generator.F, noise, (labels,), 0.5, 2, "heun", karras_times(2, 0.5, start=start))
+    torch.testing.assert_close(load_file(kept)["x"], own)
 
 
 def test_sct_is_compared_with_the_teacher_it_is_given(tmp_path: Path, teacher: Path):
