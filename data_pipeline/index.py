@@ -5,6 +5,8 @@ columns is vectorised: ImageNet's 1.28 million rows load in well under a second.
 """
 
 import hashlib
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -22,7 +24,7 @@ SPAN_BYTES = 4 * 2**20  # about how much one request to a store brings; it decid
 TAR_BLOCK = 512  # bytes; every header and body of a tar starts on such a boundary
 _NOT_AN_ARCHIVE = (  # what numpy and zipfile raise for files that are something else, damaged or lying about sizes
     *(OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, MemoryError),
-    *(zlib.error, zipfile.BadZipFile),
+    *(zlib.error, zipfile.BadZipFile, struct.error, SyntaxError, tokenize.TokenError),
 )
 _TYPES = {  # what the name of each column's numpy type starts with
     "shard_names": "|S",
