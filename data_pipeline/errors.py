@@ -1,7 +1,15 @@
-"""The one exception of this package, and the mend that most of its messages end with."""
+"""The exceptions of this package, and the mend that most of its messages end with."""
 
 PREPARE_AGAIN = "delete the data set's folder and run `sctrain prepare` again"
 
 
 class DataError(Exception):
     """A mistake or damage the user can mend: one sentence that names the file and the mend."""
+
+
+class DamagedError(DataError):
+    """One sample is not what the index says, and reading it again does not help."""
+
+
+class MissingError(DataError):
+    """An object that the index names is not there, or ends too early: asking again does not help."""
