@@ -1,4 +1,4 @@
-"""Data sets of random latents, to measure and to test with: everything is as after `sctrain prepare`, but the content."""
+"""Data sets of random latents, to measure and to test with: as `sctrain prepare` writes them, but for the content."""
 
 import io
 import zlib
@@ -22,6 +22,7 @@ from data_pipeline.storage import join_url, write_object
 
 SHAPE = (4, 64, 64)  # of ImageNet-512 behind the usual auto-encoders; 32 KiB in float16
 CLASSES = 10
+GENERATED = "random latents"  # the name of such a data set
 INDEX = "index-train.npz"
 
 Content = Literal["mean", "mean_std"]
@@ -73,7 +74,7 @@ def _shard(name: str, first: int, count: int, content: Content) -> tuple[bytes, 
 
 def _description(index: ShardIndex, content: Content) -> DatasetDescription:
     return DatasetDescription(
-        name="random latents",
+        name=GENERATED,
         classes=[str(number) for number in range(CLASSES)],
         channels=SHAPE[0],
         height=SHAPE[1],

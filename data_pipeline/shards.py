@@ -159,9 +159,7 @@ def _write_shard(path: Path, name: str, samples: Iterable[Encoded], stream: _Usa
         file.seek(0)
         checksums = [zlib.crc32(file.read(size)) for size in sizes]
         total_bytes = file.seek(0, os.SEEK_END)
-    index = ShardIndex.of_shard(
-        name, total_bytes, keys=keys, labels=labels, sizes=sizes, checksums=checksums
-    )
+    index = ShardIndex.of_shard(name, total_bytes, keys=keys, labels=labels, sizes=sizes, checksums=checksums)
     record = ShardRecord(
         crc32=file_crc32(path),
         end=stream.position,

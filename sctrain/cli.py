@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from data_pipeline.errors import DataError
 from sctrain import __version__
-from sctrain.commands.data_arguments import add_data, add_prepare
+from sctrain.commands.data_arguments import add_data, add_prepare, byte_size
 from sctrain.errors import OwnUserError, UserError
 
 USER_ERROR = 2
@@ -232,6 +232,14 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     methods.add_argument("--full", action="store_true", help="four times the images and three seeds")
     methods.add_argument("--jobs", type=_count, help="runs side by side (default: one per core)")
     methods.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="changes", help="in every run")
+    data = kinds.add_parser("data", help="how fast samples arrive, beside webdataset and raw reads of the same objects")
+    data.add_argument("url", help="folder or bucket of a data set")
+    data.add_argument("--generate", type=byte_size, metavar="SIZE", help="first write latents there: 512MiB, say")
+    data.add_argument("--batch", type=_count, default=256, help="samples (default: 256)")
+    data.add_argument("--workers", type=_count, default=2, help="processes (default: 2)")
+    data.add_argument("--window", type=_count, default=65_536, help="of the shuffle, in samples (default: 65536)")
+    data.add_argument("--rate", type=float, default=500.0, help="images/s of the paced consumer (default: 500)")
+    data.add_argument("--seconds", type=float, default=20.0, help="how long it consumes (default: 20)")
     precision = kinds.add_parser("precision", help="errors of tangents in low precision on a trained run")
     precision.add_argument("run", type=Path, help="run folder")
     precision.add_argument("--ema", type=float, help="relative EMA width (default: the run's first to be scored)")
@@ -245,7 +253,7 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     sample.add_argument("--guidance", type=float, help="classifier-free guidance (default: each run's scale)")
     sample.add_argument("--ema", type=float, help="relative EMA width (default: each run's first to be scored)")
     sample.add_argument("--plot", type=Path, metavar="FILE", help="also draw the curves: a .png, .svg or .pdf file")
-    for kind in (step, attention, methods, precision, sample):
+    for kind in (step, attention, methods, data, precision, sample):
         _add_global_flags(kind)
         if kind is not sample:
             kind.add_argument("--rounds", type=_count, default=5, help="interleaved measurements of each (default: 5)")

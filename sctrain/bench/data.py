@@ -8,29 +8,38 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
-import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+import obstore
 from torch.utils.data import DataLoader, Dataset
 
 from data_pipeline import storage
 from data_pipeline.cache import CacheOptions
 from data_pipeline.dataset import ShardedDataset, open_dataset
+from data_pipeline.description import DESCRIPTION_FILE, read_description
+from data_pipeline.errors import DataError
 from data_pipeline.fetch import Fetcher
+from data_pipeline.generated import GENERATED, write_latents
 from data_pipeline.index import load_index
 from data_pipeline.loader import stream
 from data_pipeline.order import SampleOrder
+from data_pipeline.storage import StorageSettings
+from data_pipeline.storage.clients import client_of
+from sctrain.bench.table import table
 
 RAW_BYTES = 4 * 2**20  # of one raw request
+RAW_PARALLEL = 8  # such requests at once in each worker
+LATENT_BYTES = 34_304  # of a generated sample in its shard, headers included
+LEAST_SHARDS, SHARD_BYTES = 8, 2**28
 WARM_UP = 5  # batches before the paced consumer is timed
 
 
@@ -60,6 +69,34 @@ class DataResult:
     rates: dict[str, list[float]] = field(default_factory=dict)
     images_per_second: float = 0.0  # decoded, as fast as they come
     decode_ceiling: float = 0.0  # images per second that the workers could decode if all were in memory
+
+
+def generate(url: str, size: int) -> None:
+    """Random latents of about `size` bytes in at least 8 shards; DataError if there is another data set."""
+    samples = max(size // LATENT_BYTES, LEAST_SHARDS)
+    shards = max(LEAST_SHARDS, size // SHARD_BYTES)
+    if storage.exists(storage.join_url(url, DESCRIPTION_FILE)) and read_description(url).name != GENERATED:
+        raise DataError(f"{url} holds a data set: name an empty folder for --generate, or leave it out.")
+    write_latents(url, samples, shards)
+
+
+def summary(result: DataResult) -> str:
+    """In words, for people."""
+    lines = [(name, *(f"{rate / 2**20:.0f}" for rate in rates)) for name, rates in result.rates.items()]
+    head = ("MiB/s", *(f"round {number}" for number in range(1, len(lines[0]))))
+    return "\n".join(
+        [
+            f"{result.samples:,} samples, {result.payload_bytes / 2**20:,.0f} MiB, read undecoded:",
+            table(head, lines),
+            f"ours / webdataset    {result.ratio_webdataset:.2f}",
+            f"ours / raw ranges    {result.ratio_raw:.2f}",
+            f"wait of the paced    {result.wait_share:.2%}",
+            f"first batch          {result.first_batch_s:.2f} s, cold",
+            f"index                {result.index_mb:.0f} MB",
+            f"decoded              {result.images_per_second:,.0f} images/s; workers alone, from memory: "
+            f"{result.decode_ceiling:,.0f}",
+        ]
+    )
 
 
 def measure(url: str, settings: DataSettings) -> DataResult:
@@ -92,17 +129,11 @@ def measure(url: str, settings: DataSettings) -> DataResult:
     )
 
 
-class _cold:
+@contextmanager
+def _cold(dataset: ShardedDataset) -> Iterator[ShardedDataset]:
     """The data set with an empty cache, which is removed at the end."""
-
-    def __init__(self, dataset: ShardedDataset):
-        self._dataset, self._folder = dataset, Path(tempfile.mkdtemp(prefix="sctrain-bench-"))
-
-    def __enter__(self) -> ShardedDataset:
-        return replace(self._dataset, cache=CacheOptions(str(self._folder)))
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._folder)
+    with tempfile.TemporaryDirectory(prefix="sctrain-bench-") as folder:
+        yield replace(dataset, cache=CacheOptions(folder))
 
 
 def _rate(batches: Iterable[list[Any]]) -> float:
@@ -129,7 +160,9 @@ class _Undecoded(Dataset):
         stride = self._settings.batch * self._settings.workers
         for turn in (1, 2, 3, 4):
             self._fetcher.ahead(self._order.sample_ids(positions + turn * stride))
-        return [bytes(part) for part in self._fetcher.read(self._order.sample_ids(positions)) if isinstance(part, bytes)]
+        return [
+            bytes(part) for part in self._fetcher.read(self._order.sample_ids(positions)) if isinstance(part, bytes)
+        ]
 
 
 def _ours(dataset: ShardedDataset, settings: DataSettings) -> Iterator[list[Any]]:
@@ -161,26 +194,27 @@ def _raw(dataset: ShardedDataset, settings: DataSettings) -> Iterator[list[Any]]
 
 
 class _RawRanges(Dataset):
-    """The objects from end to end in large ranges, in the order in which they lie."""
+    """The objects from end to end in large ranges, in the order in which they lie, by the transport alone."""
 
     def __init__(self, dataset: ShardedDataset):
         urls = [storage.join_url(dataset.url, name.decode()) for name in dataset.index.shard_names]
-        self._parts = [
-            (url, start, min(RAW_BYTES, size - start))
+        self._groups = [
+            (url, start, min(start + RAW_PARALLEL * RAW_BYTES, size))
             for url, size in zip(urls, dataset.index.shard_bytes.tolist(), strict=True)
-            for start in range(0, size, RAW_BYTES)
+            for start in range(0, size, RAW_PARALLEL * RAW_BYTES)
         ]
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len(self._groups)
 
     def __getitem__(self, number: int) -> list[bytes]:
-        url, start, size = self._parts[number]
-        return [storage.read_range(url, start, size)]
-
-
-class _Named(Protocol):
-    def __call__(self, worker: int) -> None: ...
+        url, first, end = self._groups[number]
+        starts = range(first, end, RAW_BYTES)
+        sizes = [min(RAW_BYTES, end - start) for start in starts]
+        if not storage.is_remote(url):
+            return storage.read_ranges(url, list(zip(starts, sizes, strict=True)))
+        client, name = client_of(url, StorageSettings())
+        return [bytes(part) for part in obstore.get_ranges(client, name, starts=list(starts), lengths=sizes)]
 
 
 def _loaded(source: Any, settings: DataSettings, sampler: Any = None) -> DataLoader:
@@ -195,15 +229,15 @@ def _loaded(source: Any, settings: DataSettings, sampler: Any = None) -> DataLoa
 
 
 def _register_stores(worker: int) -> None:
-    """Webdataset knows no `s3://`; what its users register is a function that opens a stream."""
-    import webdataset as wds
+    """Webdataset knows no buckets; what its users register is a function that opens a stream."""
+    from webdataset.gopen import gopen_schemes
 
-    for scheme in ("s3", "http", "https", "gs", "az"):
-        wds.gopen_schemes[scheme] = _opened
+    for scheme in ("s3", "gs", "az"):
+        gopen_schemes[scheme] = _opened
 
 
 def _opened(url: str, mode: str = "rb", bufsize: int = 8192, **_: object) -> Any:
-    return storage.open_url(url)
+    return obstore.open_reader(*client_of(url, StorageSettings()), buffer_size=RAW_BYTES)
 
 
 def _first_batch_seconds(url: str, cold: ShardedDataset, settings: DataSettings) -> float:

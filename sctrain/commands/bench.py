@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     kinds = {
         "step": _bench_step,
         "attention": _bench_attention,
+        "data": _bench_data,
         "methods": _bench_methods,
         "precision": _bench_precision,
         "sample": _bench_sample,
@@ -176,6 +177,20 @@ def _bench_methods(args: argparse.Namespace) -> int:
     rows = comparison.rows(found, methods.cost_ratios(configs, args.rounds))
     print(json.dumps(comparison.as_json(rows)) if args.json else comparison.summary(rows))
     return 1 if failed else 0
+
+
+def _bench_data(args: argparse.Namespace) -> int:
+    from sctrain.bench import data
+
+    names = (f.name for f in fields(data.DataSettings))
+    settings = data.DataSettings(**{name: getattr(args, name) for name in names})
+    if args.generate is not None:
+        say(f"writing random latents to {args.url}")
+        data.generate(args.url, args.generate)
+    say(f"reading it {3 * settings.rounds} times, then for {3 * settings.seconds:.0f} seconds")
+    found = data.measure(args.url, settings)
+    print(json.dumps(vars(found)) if args.json else data.summary(found))
+    return 0
 
 
 def _bench_precision(args: argparse.Namespace) -> int:

@@ -47,7 +47,7 @@ def _add_output(kind: argparse.ArgumentParser) -> None:
     kind.add_argument("--format", choices=("png", "jpeg", "webp"), default="png", help="of the images (default: png)")
     kind.add_argument("--quality", type=int, default=95, help="of jpeg and webp, 1 to 100 (default: 95)")
     kind.add_argument("--samples-per-shard", type=_count, default=4096, help="at most (default: 4096)")
-    kind.add_argument("--shard-size", type=_bytes, default=2**28, help="a shard is closed there (default: 256MiB)")
+    kind.add_argument("--shard-size", type=byte_size, default=2**28, help="a shard is closed there (default: 256MiB)")
     kind.add_argument("--seed", type=int, default=0, help="of the order of the samples (default: 0)")
     kind.add_argument("--limit", type=_count, metavar="N", help="the first N images of each class only, for a trial")
 
@@ -89,7 +89,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _bytes(text: str) -> int:
+def byte_size(text: str) -> int:
     """A size such as 256MiB, 1GB or 100000."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
     if found is None or float(found[1]) == 0:

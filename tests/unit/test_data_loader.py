@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_pipeline.generated import generated_latents, write_latents
 
 from data_pipeline.digits import prepare_digits
 from data_pipeline.errors import DataError
+from data_pipeline.generated import generated_latents, write_latents
 from data_pipeline.loader import BatchStream, ReadOptions, ShardedDataset, open_dataset, stream
 from data_pipeline.order import SampleOrder
 

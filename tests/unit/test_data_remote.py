@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_pipeline.generated import write_latents
 from range_server import Store, served
 
 from data_pipeline import loader
 from data_pipeline.cache import CacheOptions
 from data_pipeline.dataset import REQUEST_WORTH, ShardedDataset, as_tensor
 from data_pipeline.errors import DataError
+from data_pipeline.generated import write_latents
 from data_pipeline.index import SPAN_BYTES
 from data_pipeline.loader import MOST_TOLD, BatchStream, ReadOptions, open_dataset, stream
 from data_pipeline.order import SampleOrder, random_bits

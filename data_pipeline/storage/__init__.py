@@ -1,0 +1,99 @@
+"""The one seam through which data sets are read and written: whole objects, byte ranges, sizes and lists by URL.
+
+Plain paths, file://, http(s):// (read only) and s3:// URLs; gs:// and az:// go through the same library, untested.
+Reads from stores survive failures: a request that fails, stalls, is cut short or answers for another object is repeated
+from the byte that is missing, until nothing has arrived for `retry_budget_s`. Then, and for what no repetition mends,
+they raise DataError, of which MissingError says that the object is not there or ends too early.
+"""
+
+import atexit
+from collections.abc import Sequence
+from typing import BinaryIO
+
+from data_pipeline.storage import local, objects
+from data_pipeline.storage.clients import forget_clients
+from data_pipeline.storage.remote import RemoteReader
+from data_pipeline.storage.settings import Statistics, StorageSettings
+from data_pipeline.storage.urls import expand, is_list, is_remote, join_url, local_path
+
+__all__ = [
+    "StorageSettings",
+    "configure",
+    "exists",
+    "is_remote",
+    "join_url",
+    "list_url",
+    "local_path",
+    "open_url",
+    "read_range",
+    "read_ranges",
+    "size_of",
+    "statistics",
+    "write_object",
+]
+
+_statistics = Statistics()
+_settings = StorageSettings()
+_reader = RemoteReader(_settings, _statistics)
+
+
+def configure(settings: StorageSettings) -> None:
+    """Read from stores in this way from now on. What was known of objects is forgotten, for they may have changed."""
+    global _settings, _reader
+    _reader.close()
+    forget_clients()
+    _settings, _reader = settings, RemoteReader(settings, _statistics)
+
+
+def statistics() -> dict[str, float]:
+    """What this process has asked of stores so far: bytes read, requests, retries, seconds of all requests together."""
+    return _statistics.snapshot()
+
+
+def open_url(url: str) -> BinaryIO:
+    """The whole object, opened for reading; DataError if it is not there."""
+    return objects.open_object(_reader, url) if is_remote(url) else local.open_file(url)
+
+
+def read_range(url: str, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset`; MissingError if the object is missing or ends before them."""
+    return read_ranges(url, [(offset, size)])[0]
+
+
+def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The byte ranges (offset, size) of one object, in parallel where it is far away; errors as of `read_range`."""
+    return _reader.read_ranges(url, ranges) if is_remote(url) else local.read_ranges(url, ranges)
+
+
+def size_of(url: str) -> int:
+    """Size of the object in bytes; MissingError if it is not there."""
+    return _reader.size_of(url) if is_remote(url) else local.size_of(url)
+
+
+def exists(url: str) -> bool:
+    """Whether there is an object of this name, or on this machine a folder."""
+    return _reader.exists(url) if is_remote(url) else local_path(url).exists()
+
+
+def list_url(url: str) -> list[str]:
+    """The URLs that `url` names: a list with braces (`{000000..000999}`) or `::`, else what lies in the folder, sorted.
+
+    A folder that is not there is empty. A web server has no folders, so its URL stands for itself.
+    """
+    if is_list(url):
+        return expand(url)
+    return objects.list_folder(_reader, url) if is_remote(url) else local.list_folder(url)
+
+
+def write_object(url: str, content: BinaryIO | bytes) -> None:
+    """Write a whole object, which is complete or absent; DataError if it cannot be written."""
+    if not is_remote(url):
+        local.write_file(url, content)
+        return
+    _reader.forget(url)
+    objects.write_object(_settings, _statistics, url, content)
+
+
+@atexit.register
+def _close() -> None:
+    _reader.close()
