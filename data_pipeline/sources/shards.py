@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -77,7 +78,7 @@ def prepare_shards(
         classes=classes,
         shape=(3, resolution, resolution),
         licence="that of the source",
-        source=source,
+        source=without_secrets(source),
         recipe={
             "resolution": resolution,
             "test_share": test_share,
@@ -108,6 +109,12 @@ def expanded(source: str) -> list[str]:
     if twice or not all(urls):
         raise DataError(f"{source} names {'a shard twice' if twice else 'an empty shard'}: list each once.")
     return urls
+
+
+def without_secrets(source: str) -> str:
+    """The list as dataset.json may record it: without passwords, and without queries, which may be signatures."""
+    parts = (part.partition("?")[0] for part in source.split("::"))
+    return "::".join(re.sub(r"(://)[^/]*@", r"\1", part) for part in parts)
 
 
 def _samples(shard: int, url: str, label_key: str, unlabelled: bool) -> Iterator[_Found]:

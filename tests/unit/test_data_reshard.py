@@ -7,7 +7,7 @@ import pytest
 from archives import colour_classes, coloured, read_split, tar_bytes
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.shards import expanded, prepare_shards
+from data_pipeline.sources.shards import expanded, prepare_shards, without_secrets
 
 
 def shards(folder: Path, label_file=lambda label: ("cls", str(label).encode())) -> str:
@@ -64,6 +64,11 @@ def test_lists_of_shards():
             expanded(source)
     with pytest.raises(DataError, match="names more than 100,000 shards"):
         expanded("a-{0..9999999}.tar")
+
+
+def test_secrets_of_urls_are_not_recorded():
+    source = "https://me:pw@host/a-{0..2}.tar?X-Amz-Signature=abc::s3://bucket/b.tar::c@d.tar"
+    assert without_secrets(source) == "https://host/a-{0..2}.tar::s3://bucket/b.tar::c@d.tar"
 
 
 @pytest.mark.parametrize(
