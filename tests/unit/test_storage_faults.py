@@ -12,7 +12,7 @@ from faulty_store import FAULTS, FaultyStore, served
 
 from data_pipeline import storage
 from data_pipeline.errors import DataError, MissingError
-from data_pipeline.storage import StorageSettings, open_url, read_range, read_ranges, size_of, statistics
+from data_pipeline.storage import StorageSettings, open_url, patience, read_range, read_ranges, size_of, statistics
 from data_pipeline.storage.ranges import PART_BYTES
 
 BIG = random.Random(1).randbytes(PART_BYTES + 3_000_000)
@@ -135,7 +135,8 @@ def test_an_object_that_ends_too_early(store: FaultyStore):
         read_ranges(f"{store.url}/small", [(0, 10), (99_990, 11)])
 
 
-def test_an_object_replaced_while_it_is_read_is_noticed(store: FaultyStore):
+def test_an_object_replaced_while_it_is_read_is_noticed(store: FaultyStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(patience, "FIRST_DELAY_S", 0.01)
     storage.configure(StorageSettings(timeout_s=0.3, retry_budget_s=60.0))
     read_range(f"{store.url}/small", 0, 9)
     store.objects["small"] = SMALL[::-1]
