@@ -7,7 +7,7 @@ import threading
 from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
@@ -26,18 +26,17 @@ _first_use: list[int] = []
 _making = threading.Lock()
 
 
-def client_of(url: str, settings: StorageSettings, *, writing: bool = False) -> tuple[Client, str]:
-    """The client of a URL's store and the object's name in it; DataError for a URL that cannot be used."""
+def client_of(url: str, settings: StorageSettings, *, writing: bool = False) -> Client:
+    """The client of a URL's store; DataError for a URL that cannot be used."""
     _check_not_forked()
-    scheme, place, name = split_remote(url)
+    scheme, place, _ = split_remote(url)
     if scheme.startswith("http"):
-        parts = urlsplit(url)
-        root = f"{scheme}://{place.partition('?')[0]}/" + (f"?{parts.query}" if parts.query else "")
-        name = unquote(parts.path.removeprefix("/"))
+        query = urlsplit(url).query  # a signature, perhaps: it goes with every request of this client
+        root = f"{scheme}://{place}/" + (f"?{query}" if query else "")
     else:
         root = f"{scheme}://{place}"
     with _making:
-        return _client(root, settings, writing), name
+        return _client(root, settings, writing)
 
 
 def forget_clients() -> None:
@@ -60,7 +59,7 @@ def _check_not_forked() -> None:
 @lru_cache(maxsize=MOST_CLIENTS)
 def _client(root: str, settings: StorageSettings, writing: bool) -> Client:
     scheme, _, place = root.partition("://")
-    retry = _retry(settings) if writing else {"max_retries": 0}  # readers resume bodies, so they retry themselves
+    retry = _retry(settings.retry_budget_s if writing else 0.0)
     if scheme.startswith("http"):
         return HTTPStore(root, client_options=_options(settings, root), retry_config=retry)
     if scheme == "gs":

@@ -14,6 +14,8 @@ from data_pipeline.storage.urls import shown
 
 TRANSPORT_ERRORS = (BaseError, FileNotFoundError, ValueError, OSError)
 TEMPORARY = {408, 425, 429}  # besides 5xx
+# Whom the transport asks where the environment and the profile have no keys.
+CREDENTIAL_SERVICES = ("/latest/api/token", "/latest/meta-data/iam", "//169.254.170.2", "AssumeRoleWithWebIdentity")
 GONE = {404, 410, 416}
 CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, and check what they may read"
 LATER = "check the network and the store, and start the run again"
@@ -44,13 +46,13 @@ def failure_of(error: Exception) -> Failure:
     """Classify an exception of the transport."""
     text = str(error)
     status = _status(text)
+    if any(place in text for place in CREDENTIAL_SERVICES):
+        return Failure("no credentials were found", CREDENTIALS, most=3)
     if isinstance(error, FileNotFoundError) or status in GONE:
         reason = "it ends too early" if status == 416 else f"it does not exist, HTTP {status or 404}"
         return Failure(reason, f"check the address, or {PREPARE_AGAIN}", most=1, missing=True)
-    if "/latest/api/token" in text or "/latest/meta-data" in text or "credentials" in text.lower():
-        return Failure("no credentials were found", CREDENTIALS, most=3)
     if isinstance(error, PermissionDeniedError | UnauthenticatedError) or status in (401, 403):
-        return Failure(f"HTTP {status}, access denied", CREDENTIALS, most=1)
+        return Failure(f"access denied, HTTP {status or 403}", CREDENTIALS, most=1)
     if isinstance(error, NotSupportedError):
         return Failure("the server does not answer byte ranges", "serve it from another server", most=1)
     if status is not None:
@@ -75,6 +77,6 @@ def _broken(text: str) -> str:
         return "its certificate is not trusted"
     if "dns error" in text or "lookup address" in text:
         return "the host's name is not known"
-    if "ConnectionRefused" in text or "kind: Connect" in text:
+    if "ConnectionRefused" in text:
         return "no connection"
     return "the connection broke"

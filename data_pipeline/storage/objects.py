@@ -10,7 +10,7 @@ from data_pipeline.storage.clients import client_of
 from data_pipeline.storage.failures import TRANSPORT_ERRORS, failure_of
 from data_pipeline.storage.remote import RemoteReader
 from data_pipeline.storage.settings import Statistics, StorageSettings
-from data_pipeline.storage.urls import shown, split_remote
+from data_pipeline.storage.urls import object_name, shown, split_remote
 
 AHEAD_BYTES = 32 * 2**20  # of an object that is read from its beginning to its end
 UPLOAD_PART_BYTES = 16 * 2**20
@@ -64,13 +64,14 @@ def open_object(reader: RemoteReader, url: str) -> BinaryIO:
 
 def list_folder(reader: RemoteReader, url: str) -> list[str]:
     """What lies below the URL, folders and objects, sorted; the object itself if it is one."""
-    scheme, place, _ = split_remote(url)
+    scheme, place, name = split_remote(url)
+    prefix = name.rstrip("/")
     if scheme.startswith("http"):
         return [url]  # web servers have no list to ask for
-    found = reader.ask(url, lambda client, name: obstore.list_with_delimiter(client, name.rstrip("/")))
+    found = reader.ask(url, lambda client: obstore.list_with_delimiter(client, prefix))
     names = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
     if not names:
-        return [url] if reader.exists(url) else []
+        return [url] if prefix and reader.exists(url.rstrip("/")) else []
     return sorted(f"{scheme}://{place}/{name}" for name in names)
 
 
@@ -78,7 +79,7 @@ def write_object(settings: StorageSettings, statistics: Statistics, url: str, co
     """Write an object, which is complete or absent. The transport repeats what failed, part by part."""
     if split_remote(url)[0].startswith("http"):
         raise DataError(f"{shown(url)} cannot be written: web servers are only read, so write to a folder or a bucket.")
-    client, name = client_of(url, settings, writing=True)
+    client, name = client_of(url, settings, writing=True), object_name(url)
     try:
         with statistics.request():
             obstore.put(client, name, content, chunk_size=UPLOAD_PART_BYTES, max_concurrency=UPLOAD_PARALLEL)

@@ -9,14 +9,14 @@ from typing import NamedTuple, TypeVar
 
 import obstore
 
-from data_pipeline.errors import PREPARE_AGAIN, MissingError
+from data_pipeline.errors import PREPARE_AGAIN, DataError, MissingError
 from data_pipeline.storage.clients import Client, client_of
 from data_pipeline.storage.failures import OVERLONG, REPLACED, TRANSPORT_ERRORS, TRUNCATED, Failure, failure_of
 from data_pipeline.storage.patience import Patience
 from data_pipeline.storage.pool import Pool
 from data_pipeline.storage.ranges import Range, assemble, pieces
 from data_pipeline.storage.settings import Statistics, StorageSettings
-from data_pipeline.storage.urls import shown
+from data_pipeline.storage.urls import object_name, shown
 
 CHUNK_BYTES = 2**18  # what has arrived is kept in such pieces when a connection drops
 END_S = 2.0
@@ -79,21 +79,27 @@ class RemoteReader:
             stop.set()  # after an error the other parts need not go on
         return assemble(ranges, wanted, fetched)
 
-    def ask(self, url: str, request: Callable[[Client, str], Result]) -> Result:
+    def ask(self, url: str, request: Callable[[Client], Result]) -> Result:
         """A request that answers at once or fails, repeated until the budget is spent."""
         patience = Patience(url, self._settings, self._statistics)
         while True:
-            client, name = client_of(url, self._settings)
-            failure: Failure
+            client = client_of(url, self._settings)
             try:
                 with self._statistics.request():
-                    return request(client, name)
+                    return request(client)
             except TRANSPORT_ERRORS as error:
                 failure = failure_of(error)
             patience.failed(failure)  # outside of `except`: the transport's error quotes signatures
 
     def _look(self, url: str) -> Identity:
-        return self.ask(url, lambda client, name: _identity_of(obstore.head(client, name)))
+        name = object_name(url)
+        try:
+            return self.ask(url, lambda client: _identity_of(obstore.head(client, name)))
+        except DataError as error:
+            if not url.startswith("http") or isinstance(error, MissingError):
+                raise
+        # A signature for reading does not cover HEAD, and some servers do not know it.
+        return self.ask(url, lambda client: _identity_of(obstore.get(client, name, options={"range": (0, 1)}).meta))
 
     def _identity(self, url: str) -> Identity:
         """What the object is remembered by: the first that two looks agree on."""
@@ -123,7 +129,7 @@ class RemoteReader:
     def _attempt(self, url: str, identity: Identity, offset: int, size: int) -> tuple[list[bytes], Failure | None]:
         """What one request brought, and why it did not bring all."""
         chunks: list[bytes] = []
-        client, name = client_of(url, self._settings)
+        client, name = client_of(url, self._settings), object_name(url)
         try:
             with self._statistics.request():
                 result = obstore.get(client, name, options={"range": (offset, offset + size)})

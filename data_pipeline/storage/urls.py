@@ -1,11 +1,10 @@
 """What a URL of the data names: this machine or a store, one object or a list of them."""
 
 import re
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-
-from braceexpand import UnbalancedBracesError, braceexpand
 
 from data_pipeline.errors import DataError
 
@@ -39,6 +38,8 @@ def split_remote(url: str) -> tuple[str, str, str]:
     """(scheme, bucket or host, what follows) of a remote URL, checked; DataError for what cannot be used."""
     scheme, _, rest = url.partition("://")
     place, _, name = rest.partition("/")
+    if scheme.startswith("http"):
+        place = place.partition("?")[0]
     if scheme not in SCHEMES:
         raise DataError(f"{shown(url)} has an unknown scheme: use a path, file://, http(s)://, s3://, gs:// or az://.")
     if "@" in place:
@@ -64,6 +65,16 @@ def shown(url: str) -> str:
     return f"{scheme}://{place.rpartition('@')[2]}{slash}{name}"
 
 
+def object_name(url: str) -> str:
+    """The name of an object inside its bucket or server; DataError if the URL names none."""
+    scheme, _, name = split_remote(url)
+    if scheme.startswith("http"):
+        name = unquote(re.split("[?#]", name, maxsplit=1)[0])
+    if not name or name.endswith("/"):
+        raise DataError(f"{shown(url)} names no object: add its name.")
+    return name
+
+
 def expand(url: str) -> list[str]:
     """The URLs of a list joined by `::` whose parts may have braces; DataError where it is wrong."""
     parts = url.split("::")
@@ -81,10 +92,22 @@ def is_list(url: str) -> bool:
     return "{" in url or "}" in url or "::" in url
 
 
-def _braces(url: str):
-    try:
-        yield from braceexpand(url)
-    except UnbalancedBracesError as error:
-        raise DataError(
-            f"{shown(url)} has a brace without its partner: write for example train-{{000..099}}.tar."
-        ) from error
+def _braces(url: str) -> Iterator[str]:
+    """One by one, so that a list of billions is noticed before it is made."""
+    found = re.search(r"\{([^{}]*)\}", url)
+    before, rest = (url[: found.start()], url[found.end() :]) if found else (url, "")
+    if "{" in before or "}" in before or (found and _choices(found[1]) is None):
+        raise DataError(f"{shown(url)} has braces that name no list: write for example train-{{000..099}}.tar.")
+    for choice in (_choices(found[1]) or ()) if found else ("",):
+        for end in _braces(rest) if rest else ("",):
+            yield f"{before}{choice}{end}"
+
+
+def _choices(inside: str) -> Iterable[str] | None:
+    """`000..099` or `a,b`; None for anything else."""
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    if numbers is None:
+        return inside.split(",") if "," in inside else None
+    first, last = int(numbers[1]), int(numbers[2])
+    width = max(map(len, numbers.groups())) if any(text[0] == "0" for text in numbers.groups()) else 1
+    return (f"{number:0{width}d}" for number in range(first, last + 1)) if first <= last else None

@@ -116,8 +116,8 @@ def test_description_is_validated(digits: Path, change: dict[str, object], reaso
 
 
 def test_wrong_places(digits: Path, tmp_path: Path):
-    with pytest.raises(DataError, match=r"s3://bucket/digits/dataset\.json is not on this machine: give a plain path"):
-        open_dataset("s3://bucket/digits", "train")
+    with pytest.raises(DataError, match=r"ftp://bucket/digits/dataset\.json has an unknown scheme: use a path"):
+        open_dataset("ftp://bucket/digits", "train")
     with pytest.raises(DataError, match=r"nowhere/dataset\.json does not exist: check the path"):
         open_dataset(str(tmp_path / "nowhere"), "train")
     with pytest.raises(DataError, match="has no split 'valid': choose one of test, train"):
