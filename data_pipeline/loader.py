@@ -6,6 +6,7 @@ state of a stream is the position it starts from, which the trainer keeps.
 
 import atexit
 import logging
+import os
 import signal
 import time
 from collections import defaultdict, deque
@@ -106,6 +107,11 @@ def stream(
     if options.flip and dataset.description.latents is not None:
         raise DataError(f"{dataset.url} holds latents, which have no mirror images: switch the flip off.")
     spans = dataset.reads_spans(window, nodes)
+    if is_remote(dataset.url) and 0 < dataset.cache.limit < dataset.window_bytes(window):
+        _log.warning(
+            "A shuffle window of %s samples takes %.1f GiB, the cache may hold %.1f: samples are fetched one by one.",
+            *(f"{window:,}", dataset.window_bytes(window) / 2**30, dataset.cache.limit / 2**30),
+        )
     ahead = _look_ahead(dataset, micro_batch, world, workers, prefetch)
     reader = Reader(dataset, seed, window, options, ahead, spans=spans)
     positions = micro_batch_positions(start, global_batch, micro_batch, rank, world)
@@ -145,7 +151,7 @@ def _from_workers(reader: Reader, positions: Iterator[np.ndarray], workers: int,
         sampler=positions,
         num_workers=workers,
         prefetch_factor=-(-prefetch // workers),
-        worker_init_fn=_leave_signals_to_trainer,
+        worker_init_fn=_begin_worker,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="spawn",  # a forked child would inherit CUDA, threads and clients of the trainer
         generator=torch.Generator(),  # keeps the loader's own seeding away from the global generator
@@ -167,7 +173,12 @@ def _raised(batch: Batch | DataError) -> Batch:
     return batch
 
 
-def _leave_signals_to_trainer(_: int) -> None:
-    """A stop signal often reaches the whole process group; the trainer still needs its data to finish the step."""
+def _begin_worker(_: int) -> None:
+    """Signals are left to the trainer: they often reach the whole group, and it needs its data to finish the step.
+
+    And a worker ends at once. Python would stop the thread that hands batches over in the middle of torch's code, which
+    aborts the process, and then the trainer's.
+    """
+    atexit.register(os._exit, 0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

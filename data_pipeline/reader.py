@@ -38,7 +38,7 @@ _TENSORS = ("images", "labels", "positions", "sample_ids")
 class Batch:
     """One micro-batch of one rank."""
 
-    images: torch.Tensor  # (B, C, H, W) uint8, or float32 latents
+    images: torch.Tensor  # (B, C, H, W) uint8; or latents, of their own type
     labels: torch.Tensor  # (B,) int64
     positions: torch.Tensor  # (B,) int64: places in the endless global sequence, the key of all per-sample randomness
     sample_ids: torch.Tensor  # (B,) int64: rows of the index

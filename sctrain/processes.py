@@ -81,7 +81,7 @@ class ModelSpace:
     unit: float = 255.0  # what stands for 1 in the data
 
     def from_pixels(self, images: Tensor) -> Tensor:
-        """uint8, or float32 latents, (B, C, H, W) -> float32 (B, C, H, W)."""
+        """uint8 images, or latents, (B, C, H, W) -> float32 (B, C, H, W)."""
         mean, std = self._channels(images)
         return (images.float() / self.unit - mean) * (self.sigma_data / std)
 

@@ -134,7 +134,7 @@ def test_latents_have_no_mirror_images(tmp_path: Path):
         open_stream(latents, options=ReadOptions(flip=True))
     with open_stream(latents) as batches:
         batch = next(batches)
-    assert batch.images.dtype == torch.float32 and np.array_equal(batch.images.numpy(), stored[batch.sample_ids])
+    assert batch.images.dtype == torch.float16 and np.array_equal(batch.images.numpy(), stored[batch.sample_ids])
 
 
 def test_stream_leaves_the_global_generator_alone(dataset: ShardedDataset):

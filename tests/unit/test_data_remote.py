@@ -124,12 +124,18 @@ def test_what_is_counted(store: Store, tmp_path: Path):
         assert batches.statistics["requests"] == batches.statistics["cache_misses"] == 0
 
 
-def test_when_samples_are_asked_for_one_by_one(store: Store, tmp_path: Path, expected: tuple[torch.Tensor, np.ndarray]):
+def test_when_samples_are_asked_for_one_by_one(
+    store: Store, tmp_path: Path, expected: tuple[torch.Tensor, np.ndarray], caplog: pytest.LogCaptureFixture
+):
     """Without a cache, with one that is too small for the window, or where many machines share every span."""
     dataset = opened(store, tmp_path, limit=0)
     assert not opened(store, tmp_path, limit=10 * SPAN_BYTES).reads_spans(WINDOW, nodes=1)
     assert dataset.index.mean_bytes * 4 > REQUEST_WORTH
     assert [opened(store, tmp_path).reads_spans(WINDOW, nodes) for nodes in (1, 4)] == [True, False]
+    with caplog.at_level(logging.WARNING), open_stream(opened(store, tmp_path, limit=10 * SPAN_BYTES)):
+        assert caplog.messages == [
+            "A shuffle window of 300 samples takes 0.0 GiB, the cache may hold 0.0: samples are fetched one by one."
+        ]
     for workers in (0, 1):
         with open_stream(dataset, workers=workers) as batches:
             parts = list(islice(batches, 5))
