@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from data_pipeline import storage
 from data_pipeline.dataset import ShardedDataset, as_tensor
@@ -31,9 +31,6 @@ class ReadOptions:
     on_lost_shard: Literal["stop", "replace"] = "stop"
 
 
-_TENSORS = ("images", "labels", "positions", "sample_ids")
-
-
 @dataclass(frozen=True, eq=False)
 class Batch:
     """One micro-batch of one rank."""
@@ -48,16 +45,8 @@ class Batch:
 
     def pin_memory(self) -> Self:
         """The same batch in page-locked memory (torch's DataLoader calls this by name)."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
-
-    def share(self) -> None:
-        """Move it to shared memory here and now, in a process that hands it to another.
-
-        Else the thread behind the queue would, and a process that ends meanwhile is aborted: the end of the interpreter
-        unwinds that thread inside of torch.
-        """
-        for name in _TENSORS:
-            getattr(self, name).share_memory_()
+        tensors = ("images", "labels", "positions", "sample_ids")
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in tensors})
 
 
 @dataclass(frozen=True)
@@ -81,12 +70,9 @@ class Reader(Dataset):
 
     def __getitem__(self, positions: np.ndarray) -> Batch | DataError:
         try:
-            batch = self._batch(positions)
+            return self._batch(positions)
         except DataError as error:
             return error
-        if get_worker_info() is not None:
-            batch.share()
-        return batch
 
     def close(self) -> None:
         """End what this process began."""

@@ -145,7 +145,7 @@ class Trainer:
         means |= speed | {"speed/checkpoint_stall_seconds": self.state.stall_seconds}
         means |= {
             f"data/{name}": value for name, value in self.batches.statistics.items()
-        }  # of this rank since the start
+        }  # since the start, this rank
         means |= {"optimizer/learning_rate": rate, "optimizer/grad_norm": result.grad_norm}
         median = guard.median_norm(self.record)
         means |= {"optimizer/grad_norm_median": math.nan if median is None else median}

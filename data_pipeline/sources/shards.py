@@ -8,7 +8,6 @@ from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
-from braceexpand import UnbalancedBracesError, braceexpand
 
 from data_pipeline.decode import IMAGE_FORMATS, LABEL
 from data_pipeline.description import DatasetDescription
@@ -21,11 +20,10 @@ from data_pipeline.samples import listing_digest, samples_of
 from data_pipeline.shards import Job
 from data_pipeline.sources.checks import check_resolution, check_share
 from data_pipeline.split import held_out
-from data_pipeline.storage import is_remote, open_url, read_range
+from data_pipeline.storage import is_remote, list_url, open_url, read_range
 from data_pipeline.tars import Member, scan_file
 
 MOST_LABEL = 2**20  # bytes of a .cls or .json
-MOST_SHARDS = 10**5  # of one list with braces
 Label = int | str
 
 
@@ -58,7 +56,7 @@ def prepare_shards(
     output = output or Output()
     check_resolution(resolution)
     check_share(test_share)
-    urls = expanded(source)
+    urls = list_url(source)
     found = [sample for number, url in enumerate(urls) for sample in _samples(number, url, label_key, unlabelled)]
     if not found:
         raise DataError(f"{source} holds no samples: give shards of images (.jpg, .jpeg, .png or .webp).")
@@ -90,25 +88,6 @@ def prepare_shards(
         output=output,
     )
     return publish(dest, plan, job)
-
-
-def expanded(source: str) -> list[str]:
-    """The URLs of a list with braces, or of several joined by `::`."""
-    urls: list[str] = []
-    try:
-        for part in source.split("::"):
-            for url in braceexpand(part):
-                urls.append(url)
-                if len(urls) > MOST_SHARDS:
-                    raise DataError(f"{source} names more than {MOST_SHARDS:,} shards: check its braces.")
-    except UnbalancedBracesError as error:
-        raise DataError(
-            f"{source} has a brace without its partner: write for example train-{{000..099}}.tar."
-        ) from error
-    twice = len(set(urls)) != len(urls)
-    if twice or not all(urls):
-        raise DataError(f"{source} names {'a shard twice' if twice else 'an empty shard'}: list each once.")
-    return urls
 
 
 def without_secrets(source: str) -> str:

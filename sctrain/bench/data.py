@@ -34,6 +34,7 @@ from data_pipeline.loader import stream
 from data_pipeline.order import SampleOrder
 from data_pipeline.storage import StorageSettings
 from data_pipeline.storage.clients import client_of
+from data_pipeline.storage.urls import object_name
 from sctrain.bench.table import table
 
 RAW_BYTES = 4 * 2**20  # of one raw request
@@ -213,7 +214,7 @@ class _RawRanges(Dataset):
         sizes = [min(RAW_BYTES, end - start) for start in starts]
         if not storage.is_remote(url):
             return storage.read_ranges(url, list(zip(starts, sizes, strict=True)))
-        client, name = client_of(url, StorageSettings())
+        client, name = client_of(url, StorageSettings()), object_name(url)
         return [bytes(part) for part in obstore.get_ranges(client, name, starts=list(starts), lengths=sizes)]
 
 
@@ -237,7 +238,7 @@ def _register_stores(worker: int) -> None:
 
 
 def _opened(url: str, mode: str = "rb", bufsize: int = 8192, **_: object) -> Any:
-    return obstore.open_reader(*client_of(url, StorageSettings()), buffer_size=RAW_BYTES)
+    return obstore.open_reader(client_of(url, StorageSettings()), object_name(url), buffer_size=RAW_BYTES)
 
 
 def _first_batch_seconds(url: str, cold: ShardedDataset, settings: DataSettings) -> float:

@@ -18,7 +18,7 @@ from sctrain.config.objectives import Objective
 
 
 class DataConfig(Strict):
-    """Where the images are. Model space is x = (pixel/255 - mean) * sigma_data / std, of latents (x - mean) ..."""
+    """Where the images are. Model space is (pixel/255 - mean) * sigma_data / std, of latents (x - mean) * ..."""
 
     url: str  # the folder that holds dataset.json
     split: str = "train"

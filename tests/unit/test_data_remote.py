@@ -232,7 +232,7 @@ def test_damaged_samples_are_replaced_alike_everywhere(
     sentences = [problem for part in found[0] for problem in part.damaged]
     assert len(sentences) == damaged.sum() == sum(part.statistics["replaced"] for part in found[0])
     sample = wanted[damaged][0]
-    start = f"{store.url}/train-{sample // 300:06d}.tar: sample '{sample:06d}' is damaged (its checksum does not match"
+    start = f"{store.url}/train-{sample // 250:06d}.tar: sample '{sample:07d}' is damaged (its checksum does not match"
     assert sentences[0].startswith(start)
     told = [record.getMessage().endswith("Another sample takes its place.") for record in caplog.records]
     assert told == [True] * (2 * damaged.sum())
@@ -279,11 +279,11 @@ def test_a_lost_shard_stops_the_run_or_is_replaced(
     told = [record.getMessage() for record in caplog.records]
     ids = torch.cat([part.sample_ids for part in parts]).numpy()
     wanted = expected[1][: steps * BATCH]
-    lost = wanted // 300 == 2
-    assert (ids == wanted).tolist() == (~lost).tolist() and not (ids // 300 == 2).any()
+    lost = wanted // 250 == 2
+    assert (ids == wanted).tolist() == (~lost).tolist() and not (ids // 250 == 2).any()
     assert sum(part.statistics["replaced"] for part in parts) == lost.sum()
     assert len(told) == min(lost.sum(), MOST_TOLD + 1) > 10
-    assert re.match(r"sample '000[678]\d\d' is lost: http.*train-000002\.tar .*404", told[0])
+    assert re.match(r"sample '0000[567]\d\d' is lost: http.*train-000002\.tar .*404", told[0])
 
 
 def test_a_store_that_is_away_is_no_damage(store: Store, tmp_path: Path):

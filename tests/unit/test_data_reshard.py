@@ -58,7 +58,7 @@ def test_our_own_shards_are_a_source_too(tmp_path: Path):
 
 def test_lists_of_shards():
     assert expanded("a-{0..2}.tar::b.tar") == ["a-0.tar", "a-1.tar", "a-2.tar", "b.tar"]
-    mistakes = {"a-{0..2.tar": "a brace without its partner", "a.tar::a.tar": "a shard twice", "::a": "empty shard"}
+    mistakes = {"a-{0..2.tar": "braces that name no list", "a.tar::a.tar": "an object twice", "::a": "an empty URL"}
     for source, message in mistakes.items():
         with pytest.raises(DataError, match=message):
             expanded(source)
