@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
 import deepspeed.ops
+import deepspeed.runtime.compiler as runtime_compiler
 import torch
 import torch.distributed.distributed_c10d as c10d
 from torch import Tensor, nn
@@ -44,6 +46,19 @@ def without_shared_memory_op() -> None:
     69 MB in /dev/shm.
     """
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def without_compiled_muon() -> None:
+    """Import DeepSpeed's Muon without compiling it.
+
+    It is imported for whatever optimizer there is, and its decorators load torch's compiler: seconds of every start.
+    """
+    compile_later = runtime_compiler.compile
+    runtime_compiler.compile = lambda: lambda function: function
+    try:
+        import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        runtime_compiler.compile = compile_later
 
 
 class _OnValues:

@@ -15,7 +15,7 @@ from torch import Tensor
 from sctrain.allocator import keep_freed_memory
 from sctrain.config.schema import RuntimeConfig
 from sctrain.errors import UserError
-from sctrain.zero.internals import check_deepspeed, set_default_timeout, without_shared_memory_op
+from sctrain.zero.internals import check_deepspeed, set_default_timeout, without_compiled_muon, without_shared_memory_op
 
 _PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -76,4 +76,5 @@ def _join(backend: str, timeout: timedelta) -> None:
     check_deepspeed()
     set_default_timeout(timeout)
     without_shared_memory_op()
+    without_compiled_muon()
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)

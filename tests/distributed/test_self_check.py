@@ -38,6 +38,10 @@ def test_the_float32_copy_is_given_up(two_ranks):
         assert two_ranks[0][variant]["released"] == [0, 0]
 
 
+def test_engines_start_without_a_compiler_that_nobody_asked_for(two_ranks):
+    assert not any(result["compiler"] for result in two_ranks)
+
+
 def test_a_tangent_that_a_hook_spoils_is_found_in_its_block(two_ranks):
     for verdict in two_ranks[0]["spoilt"]:
         assert verdict["blocks"]["blocks.0"] < 3e-3 and verdict["blocks"]["blocks.1"] > 0.02

@@ -18,7 +18,7 @@ def two_ranks(folder):
     return results
 
 
-@pytest.fixture(scope="module", params=[1, 3])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.full), 3])
 def other_world(request, folder, two_ranks):
     return run_world(PROGRAMS / "zero_state.py", request.param, "load", str(folder))
 

@@ -7,8 +7,13 @@ from worlds import PROGRAMS, run_world
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.full)])
-def world(request):
-    return run_world(PROGRAMS / "zero_tangents.py", request.param, "exact", timeout=240)
+def ranks(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def world(ranks):
+    return run_world(PROGRAMS / "zero_tangents.py", ranks, "half" if ranks == 2 else "every", timeout=240)
 
 
 def cases(world, *words, without=()):
@@ -25,13 +30,15 @@ def cases(world, *words, without=()):
 
 @pytest.mark.parametrize("stage", ["stage0", "stage1", "stage2", "stage3"])
 def test_losses_tangents_and_gradients_equal_the_unsharded_ones(world, stage):
-    """With and without checkpointing, accumulation and dropout, in every combination; all that have tangents."""
+    """With and without checkpointing, accumulation and dropout; all that have tangents."""
     for errors in cases(world, stage, without=("bf16", "finite_difference")):
         assert errors["loss"] < 1e-5 and errors["tangent_norm"] < 2e-5 and errors["gradient"] < 2e-5
 
 
-def test_every_combination_was_there(world):
-    assert len(cases(world, "sct", "single_pass", without=("wide", "stage1", "stage2"))) == 32 * len(world)
+def test_the_combinations_were_there(world, ranks):
+    """On two ranks half of them, on three all."""
+    found = cases(world, "sct", "single_pass", without=("wide", "stage1", "stage2"))
+    assert len(found) == (16 if ranks == 2 else 32) * len(world)
 
 
 @pytest.mark.parametrize("name", ["segments", "scd_discrete", "cd_continuous"])
@@ -69,7 +76,7 @@ def test_a_step_that_is_refused_or_not_finite_moves_nothing(world, stage):
         assert told[f"{stage} steps"] == 1
 
 
-def test_without_the_hooks_mend_tangents_do_not_pass():
+def test_without_the_hooks_mend_tangents_do_not_pass(world):
     """The mutation: if this passes through unpatched hooks, DeepSpeed changed and `carry_tangents` may go."""
-    for result in run_world(PROGRAMS / "zero_tangents.py", 2, "unpatched"):
-        assert "lose its tangent" in result["error"]
+    for result in world:
+        assert "lose its tangent" in result["unpatched"]

@@ -45,7 +45,7 @@ def test_seeded(uninterrupted):
     assert len(set(uninterrupted.values())) == 20 and all(loss is not None for loss in uninterrupted.values())
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [1, pytest.param(3, marks=pytest.mark.full)])
 def test_other_numbers_of_ranks_go_on_with_the_same_batches(sctrain, killed, uninterrupted, ranks):
     run = f"elastic{ranks}"
     shutil.copytree(sctrain.folder / killed, sctrain.folder / run)

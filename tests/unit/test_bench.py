@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 
 import pytest
@@ -23,6 +24,12 @@ from sctrain.evaluation.generation import Generator
 MIB = 2**18  # float32 elements
 SMALL = ["--width", "32", "--depth", "2", "--heads", "2", "--side", "8", "--rounds", "1"]
 ROW = "objective engine checkpointing ranks ratio_median ratio_min ratio_max limit memory_ratio gathers".split()
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch):
+    """Networks so small that threads only wait for each other, all the longer where others use the cores."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
 
 
 def rows_of(capsys, *arguments: str) -> list[dict]:

@@ -1,5 +1,7 @@
 """self_check.py: tangents of sharded networks against differences, and whether a check leaves the run as it was."""
 
+import sys
+
 import rank
 import torch
 
@@ -75,6 +77,7 @@ def main() -> None:
     real = zero_engine.carry_tangents
     zero_engine.carry_tangents = lambda module: real(module) or _spoil(module)
     results["spoilt"] = run(world, 3, False, 0, checked=True)["verdicts"]
+    results["compiler"] = "torch._inductor.compile_fx" in sys.modules
     rank.report(results)
 
 

@@ -1,8 +1,9 @@
-"""zero_tangents.py exact|unpatched: objectives under ZeRO against an unsharded copy of the network.
+"""zero_tangents.py half|every: objectives under ZeRO against an unsharded copy of the network.
 
 Every parameter is partitioned (threshold 0), so nothing is there outside its module's hooks. Reports relative errors of
 losses, tangents and gradients over optimizer steps, by case. The unsharded run takes the parts of the batch one after
-the other, each with its rank's dropout masks.
+the other, each with its rank's dropout masks. `half` leaves out every second combination of settings, such that any
+four of the five still meet in all ways.
 """
 
 import itertools
@@ -75,12 +76,11 @@ class Case:
         return " ".join(words + ["dropout"] * (self.dropout > 0) + ["bf16"] * self.bf16 + ["wide"] * self.wide)
 
 
-EVERY_COMBINATION = [
-    Case(stage=stage, checkpointing=checkpointing, accumulation=accumulation, dropout=dropout, bf16=bf16)
-    for stage, checkpointing, accumulation, dropout, bf16 in itertools.product(
-        (0, 3), (False, True), (1, 2), (0.0, 0.2), (False, True)
-    )
-]
+SETTINGS = list(itertools.product((0, 3), (False, True), (1, 2), (0.0, 0.2), (False, True)))
+COMBINATIONS = {
+    "every": SETTINGS,
+    "half": [chosen for chosen in SETTINGS if sum(s == t for s, t in zip(chosen, SETTINGS[-1], strict=True)) % 2 == 0],
+}
 OTHERS = [
     *(Case(objective=name, stage=stage) for name in ("trigflow", "scd") for stage in (0, 3)),
     *(Case(objective=name, stage=stage, dropout=0.2) for name in ("segments", "cd_continuous") for stage in (0, 3)),
@@ -91,6 +91,11 @@ OTHERS = [
     *(Case(stage=stage, checkpointing=True, dropout=0.2) for stage in (1, 2)),
     Case(bf16=True, wide=True, checkpointing=True),
 ]
+
+
+def combinations(which: str) -> list[Case]:
+    names = ("stage", "checkpointing", "accumulation", "dropout", "bf16")
+    return [Case(**dict(zip(names, chosen, strict=True))) for chosen in COMBINATIONS[which]]
 
 
 def network(seed: int, case: Case):
@@ -225,19 +230,21 @@ def dropped(world) -> dict:
     return results
 
 
+def unpatched(world) -> str:
+    """The mutation: what is said where DeepSpeed's hooks are left as they are. Nothing can follow it."""
+    zero_engine.carry_tangents = lambda module: None
+    try:
+        compare(world, Case())
+    except NotImplementedError as error:
+        return str(error)
+    return "they passed"
+
+
 def main() -> None:
-    world, results = rank.join(), {}
-    if sys.argv[1] == "unpatched":
-        zero_engine.carry_tangents = lambda module: None
-        try:
-            compare(world, Case())
-        except NotImplementedError as error:
-            results["error"] = str(error)
-    else:
-        for case in EVERY_COMBINATION + OTHERS:
-            results[str(case)] = compare(world, case)
-        results["dropped"] = dropped(world)
-    rank.report(results)
+    world = rank.join()
+    results: dict = {str(case): compare(world, case) for case in [*combinations(sys.argv[1]), *OTHERS]}
+    results["dropped"] = dropped(world)
+    rank.report(results | {"unpatched": unpatched(world)})
 
 
 if __name__ == "__main__":
