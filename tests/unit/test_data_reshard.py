@@ -7,7 +7,8 @@ import pytest
 from archives import colour_classes, coloured, read_split, tar_bytes
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.shards import expanded, prepare_shards, without_secrets
+from data_pipeline.sources.shards import prepare_shards, without_secrets
+from data_pipeline.storage import list_url
 
 
 def shards(folder: Path, label_file=lambda label: ("cls", str(label).encode())) -> str:
@@ -57,13 +58,13 @@ def test_our_own_shards_are_a_source_too(tmp_path: Path):
 
 
 def test_lists_of_shards():
-    assert expanded("a-{0..2}.tar::b.tar") == ["a-0.tar", "a-1.tar", "a-2.tar", "b.tar"]
+    assert list_url("a-{0..2}.tar::b.tar") == ["a-0.tar", "a-1.tar", "a-2.tar", "b.tar"]
     mistakes = {"a-{0..2.tar": "braces that name no list", "a.tar::a.tar": "an object twice", "::a": "an empty URL"}
     for source, message in mistakes.items():
         with pytest.raises(DataError, match=message):
-            expanded(source)
+            list_url(source)
     with pytest.raises(DataError, match="names more than 100,000 shards"):
-        expanded("a-{0..9999999}.tar")
+        list_url("a-{0..9999999}.tar")
 
 
 def test_secrets_of_urls_are_not_recorded():
