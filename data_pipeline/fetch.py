@@ -6,9 +6,6 @@ throughput. Spans do; each is fetched once per machine, ahead of its first use, 
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -20,9 +17,8 @@ from data_pipeline.cache import SpanCache
 from data_pipeline.errors import MissingError
 from data_pipeline.index import SPAN_BYTES, ShardIndex
 from data_pipeline.storage import is_remote, read_range, read_ranges
+from data_pipeline.threads import DaemonThreads
 
-FETCH_THREADS = 8  # per process
-END_SECONDS = 2.0
 MOST_BEGUN = 64  # batches
 REMEMBERED = 4096  # spans that were asked for ahead and need not be again
 
@@ -63,7 +59,7 @@ class DirectFetcher:
     def __init__(self, index: ShardIndex, shard_urls: Sequence[str]):
         self._index = index
         self._urls = shard_urls
-        self._threads = _Threads() if is_remote(shard_urls[0]) else None
+        self._threads = DaemonThreads() if is_remote(shard_urls[0]) else None
         self._begun: dict[bytes, list[_Task]] = {}  # by batch
 
     @property
@@ -156,7 +152,7 @@ class SpanFetcher:
         self._urls = shard_urls
         self._cache = cache
         self._direct = DirectFetcher(index, shard_urls)
-        self._threads = _Threads()
+        self._threads = DaemonThreads()
         self._loading: dict[int, Future[bytes | None]] = {}
         self._asked: dict[int, None] = {}  # in the order of asking
         self._counts = {"hits": 0, "misses": 0}
@@ -259,37 +255,3 @@ class SpanFetcher:
 def _put(fetched: list[Fetched], rows: Sequence[int], parts: Iterable[Fetched]) -> None:
     for row, part in zip(rows, parts, strict=True):
         fetched[row] = part
-
-
-class _Threads:
-    """A few threads that begin with the first task and never keep a process from ending, as an executor's would."""
-
-    def __init__(self):
-        self._tasks: queue.SimpleQueue[tuple[Future, Callable, tuple] | None] = queue.SimpleQueue()
-        self._running: list[threading.Thread] = []
-        self._closed = False
-
-    def start(self, future: Future, function: Callable, *arguments: object) -> None:
-        """Let `future` become what the function gives or raises."""
-        self._tasks.put((future, function, arguments))
-        if len(self._running) < FETCH_THREADS:
-            self._running.append(threading.Thread(target=self._work, daemon=True, name="data-fetch"))
-            self._running[-1].start()
-
-    def close(self) -> None:
-        """Leave what has not begun. What has is waited for briefly; a request may have a long patience."""
-        self._closed = True
-        for _ in self._running:
-            self._tasks.put(None)
-        until = time.monotonic() + END_SECONDS
-        for thread in self._running:
-            thread.join(max(until - time.monotonic(), 0))
-        self._running.clear()
-
-    def _work(self) -> None:
-        while (task := self._tasks.get()) is not None and not self._closed:
-            future, function, arguments = task
-            try:
-                future.set_result(function(*arguments))
-            except BaseException as error:
-                future.set_exception(error)
