@@ -11,6 +11,8 @@ import yaml
 
 from data_pipeline.digits import prepare_digits
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))  # the prepared digits in digits.py
+
 BASE = {
     "name": "test",
     "data": {"mean": [0.3], "std": [0.37]},

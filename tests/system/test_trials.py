@@ -1,9 +1,14 @@
 """`sctrain sweep` and `sctrain bench methods` on the digits, small enough for a minute."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
+from digits import prepared
 from PIL import Image
+
+from sctrain.evaluation.extractor import ABOUT, WEIGHTS
 
 SMALL = {
     "objective": {"name": "sct", "tangent_normalization": "rms"},
@@ -16,8 +21,9 @@ SMALL = {
 
 @pytest.fixture(scope="module", autouse=True)
 def classifier(sctrain):
-    """What images are scored with."""
-    sctrain("prepare", "digits", sctrain.data)
+    """What images are scored with: the one that unit tests use."""
+    for name in (WEIGHTS, ABOUT):
+        shutil.copy(Path(prepared()) / name, sctrain.data)
 
 
 def test_a_sweep_trains_each_point_once_and_compares(sctrain):
