@@ -12,7 +12,7 @@ from PIL import Image
 from data_pipeline.errors import DataError
 from data_pipeline.verify import verify_dataset
 from sctrain import cli
-from sctrain.commands.data_arguments import _bytes
+from sctrain.commands.data_arguments import byte_size
 
 VAL = [2, 0, 1, 1, 2]
 
@@ -148,7 +148,7 @@ def test_preparing_tells_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_sizes_of_shards():
     sizes = {"256MiB": 2**28, "1GB": 10**9, "1g": 10**9, "2 KiB": 2048, "1.5k": 1500, "77": 77, "77B": 77}
-    assert {text: _bytes(text) for text in sizes} == sizes
+    assert {text: byte_size(text) for text in sizes} == sizes
     for text in ("0", "1TB", "-5", "MiB", ""):
         with pytest.raises(Exception, match="is not a size such as 256MiB"):
-            _bytes(text)
+            byte_size(text)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from range_server import Store, served
 
-from data_pipeline import loader
+from data_pipeline import loader, storage
 from data_pipeline.cache import CacheOptions
 from data_pipeline.dataset import REQUEST_WORTH, ShardedDataset, as_tensor
 from data_pipeline.errors import DataError
@@ -23,16 +23,18 @@ from data_pipeline.index import SPAN_BYTES
 from data_pipeline.loader import MOST_TOLD, BatchStream, ReadOptions, open_dataset, stream
 from data_pipeline.order import SampleOrder, random_bits
 from data_pipeline.reader import LATENT_NOISE
+from data_pipeline.storage import StorageSettings
 
 SAMPLES, BATCH, STEPS = 1000, 24, 50  # more than an epoch
 SEED, WINDOW, START = 5, 300, 17
+SHARDS = 4
 LIMIT = 2**28
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "latents"
-    write_latents(str(folder), SAMPLES, 4, "mean_std")
+    write_latents(str(folder), SAMPLES, SHARDS, "mean_std")
     return folder
 
 
@@ -115,7 +117,7 @@ def test_what_is_counted(store: Store, tmp_path: Path):
         list(islice(batches, 2 * SAMPLES // BATCH))
         counted = dict(batches.statistics)
     spans = len(dataset.index.span_counts)
-    assert counted["cache_fetched"] == counted["requests"] == spans
+    assert counted["cache_fetched"] == spans <= counted["requests"] <= spans + 3 * SHARDS  # and some for sizes
     assert counted["bytes"] == dataset.index.size.sum()
     assert counted["samples"] == counted["cache_hits"] + counted["cache_misses"] == 2 * SAMPLES // BATCH * BATCH
     assert counted["cache_hits"] > 1000 and counted["replaced"] == 0 and 0 < counted["decode_seconds"] < 20
@@ -289,6 +291,10 @@ def test_a_lost_shard_stops_the_run_or_is_replaced(
 def test_a_store_that_is_away_is_no_damage(store: Store, tmp_path: Path):
     dataset = opened(store, tmp_path)
     away = ShardedDataset("http://127.0.0.1:1", "train", dataset.description, dataset.index, dataset.cache)
-    with open_stream(away, options=ReadOptions(False, 1.0, "replace")) as batches:
-        with pytest.raises(DataError, match="cannot be read"):
-            next(batches)
+    storage.configure(StorageSettings(timeout_s=0.3, retry_budget_s=1))
+    try:
+        with open_stream(away, options=ReadOptions(False, 1.0, "replace")) as batches:
+            with pytest.raises(DataError, match="cannot be read"):
+                next(batches)
+    finally:
+        storage.configure(StorageSettings())
