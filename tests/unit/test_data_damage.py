@@ -122,8 +122,6 @@ def test_wrong_places(digits: Path, tmp_path: Path):
         open_dataset(str(tmp_path / "nowhere"), "train")
     with pytest.raises(DataError, match="has no split 'valid': choose one of test, train"):
         open_dataset(str(digits), "valid")
-    with pytest.raises(DataError, match="is not on this machine"):
-        prepare_digits("s3://bucket/digits")
     with pytest.raises(DataError, match=r"cannot be read \(Is a directory\)"):
         open_url(str(digits))
 

@@ -63,7 +63,7 @@ def test_lists_of_shards():
     for source, message in mistakes.items():
         with pytest.raises(DataError, match=message):
             list_url(source)
-    with pytest.raises(DataError, match="names more than 100,000 shards"):
+    with pytest.raises(DataError, match="names more than 100,000 objects"):
         list_url("a-{0..9999999}.tar")
 
 

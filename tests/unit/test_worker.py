@@ -152,8 +152,10 @@ def test_the_teachers_solutions_start_where_the_student_does(
     config = tiny_config(tmp_path / "student", "scd", teacher=source, evaluation={"steps": [1]})
     config = config.model_validate(config.model_dump() | {"objective": objective})
     publish_random(config, 16)
+    for other in RunFolder(teacher).evaluations.glob("ode-*"):
+        other.unlink()
     evaluate(config.run_dir, watch=False)
-    (kept,) = RunFolder(config.run_dir).evaluations.glob("ode-*")
+    (kept,) = RunFolder(teacher).evaluations.glob("ode-*")
     start, generator = (
         start_time(config),
         Generator.of(teacher, 32, 0.05, CPU, 3.0 if "ddim_steps" in objective else 1.0),
