@@ -83,7 +83,7 @@ class ShardedDataset:
 
     def check_shards(self) -> None:
         """DataError if a shard is missing or not of its recorded size."""
-        for name, size in zip(self._shard_urls, self.index.shard_bytes.tolist(), strict=True):
+        for name, size in zip(self.shard_urls, self.index.shard_bytes.tolist(), strict=True):
             if size_of(name) != size:
                 raise DataError(f"{name} holds {size_of(name):,} bytes where {size:,} were written: {PREPARE_AGAIN}.")
 
@@ -104,16 +104,17 @@ class ShardedDataset:
     def fetcher(self, *, spans: bool = False) -> Fetcher:
         """Access for one process, to be closed."""
         if not spans:
-            return DirectFetcher(self.index, self._shard_urls)
+            return DirectFetcher(self.index, self.shard_urls)
         owner = f"{self.index.fingerprint[:32]}-{SPAN_BYTES}"
-        return SpanFetcher(self.index, self._shard_urls, SpanCache(self.cache, owner))
+        return SpanFetcher(self.index, self.shard_urls, SpanCache(self.cache, owner))
 
     @cached_property
     def _fetcher(self) -> Fetcher:
         return self.fetcher()
 
     @cached_property
-    def _shard_urls(self) -> list[str]:
+    def shard_urls(self) -> list[str]:
+        """Where the shards are, in the order of the index."""
         return [join_url(self.url, name.decode()) for name in self.index.shard_names.tolist()]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -134,7 +135,7 @@ class ShardedDataset:
         try:
             array = self._decoded(sample_id, data)
         except BadSampleError as error:
-            url = self._shard_urls[self.index.shard[sample_id]]
+            url = self.shard_urls[self.index.shard[sample_id]]
             raise DamagedError(
                 f"{url}: sample {self._name(sample_id)!r} is damaged ({error}): {PREPARE_AGAIN}."
             ) from error

@@ -17,13 +17,12 @@ from data_pipeline.description import (
 )
 from data_pipeline.index import ShardIndex
 from data_pipeline.order import random_bits
-from data_pipeline.shards import shard_name
+from data_pipeline.shards import index_name, shard_name
 from data_pipeline.storage import join_url, write_object
 
 SHAPE = (4, 64, 64)  # of ImageNet-512 behind the usual auto-encoders; 32 KiB in float16
 CLASSES = 10
 GENERATED = "random latents"  # the name of such a data set
-INDEX = "index-train.npz"
 
 Content = Literal["mean", "mean_std"]
 
@@ -47,9 +46,7 @@ def write_latents(url: str, samples: int, shards: int, content: Content = "mean"
         write_object(join_url(url, shard_name("train", number)), data)
         parts.append(part)
     index = ShardIndex.joined(parts)
-    buffer = io.BytesIO()
-    index.save(buffer)
-    write_object(join_url(url, INDEX), buffer.getvalue())
+    write_object(join_url(url, index_name("train")), index.encoded())
     write_object(join_url(url, DESCRIPTION_FILE), _description(index, content).model_dump_json(indent=2).encode())
 
 
@@ -79,7 +76,9 @@ def _description(index: ShardIndex, content: Content) -> DatasetDescription:
         channels=SHAPE[0],
         height=SHAPE[1],
         width=SHAPE[2],
-        splits={"train": SplitDescription(samples=len(index), index=INDEX, fingerprint=index.fingerprint)},
+        splits={
+            "train": SplitDescription(samples=len(index), index=index_name("train"), fingerprint=index.fingerprint)
+        },
         mean=[0.5] * SHAPE[0],
         std=[12**-0.5] * SHAPE[0],
         latents=LatentDescription(encoder="none", dtype="float16", content=content, convention="random numbers"),

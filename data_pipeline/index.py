@@ -5,6 +5,7 @@ columns is vectorised: ImageNet's 1.28 million rows load in well under a second.
 """
 
 import hashlib
+import io
 import struct
 import tokenize
 import zipfile
@@ -125,6 +126,12 @@ class ShardIndex:
     def save(self, file: IO[bytes]) -> None:
         """Write the columns; the same columns give the same bytes."""
         np.savez(file, allow_pickle=False, **self._columns())
+
+    def encoded(self) -> bytes:
+        """What `save` writes."""
+        buffer = io.BytesIO()
+        self.save(buffer)
+        return buffer.getvalue()
 
     def _columns(self) -> dict[str, np.ndarray]:
         return {field.name: getattr(self, field.name) for field in fields(self)}

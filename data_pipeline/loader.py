@@ -112,7 +112,7 @@ def stream(
             "A shuffle window of %s samples takes %.1f GiB, the cache may hold %.1f: samples are fetched one by one.",
             *(f"{window:,}", dataset.window_bytes(window) / 2**30, dataset.cache.limit / 2**30),
         )
-    ahead = _look_ahead(dataset, micro_batch, world, workers, prefetch)
+    ahead = look_ahead(dataset, micro_batch, world, workers, prefetch)
     reader = Reader(dataset, seed, window, options, ahead, spans=spans)
     positions = micro_batch_positions(start, global_batch, micro_batch, rank, world)
     if workers:
@@ -120,7 +120,7 @@ def stream(
     return BatchStream(_from_thread(reader, positions, prefetch), options.max_corrupt_share)
 
 
-def _look_ahead(dataset: ShardedDataset, micro_batch: int, world: int, workers: int, prefetch: int) -> LookAhead:
+def look_ahead(dataset: ShardedDataset, micro_batch: int, world: int, workers: int, prefetch: int) -> LookAhead:
     """What each process of a rank begins to fetch early: its own batches, all together AHEAD_BYTES or `prefetch`."""
     if not is_remote(dataset.url):
         return LookAhead(0, 0)

@@ -3,7 +3,6 @@
 What is there already is verified instead if it came from the same recipe, and refused if it is anything else.
 """
 
-import io
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.pictures import Transform
 from data_pipeline.records import Target
 from data_pipeline.samples import Samples
-from data_pipeline.shards import Job, WrittenSplit, write_split
+from data_pipeline.shards import Job, WrittenSplit, index_name, write_split
 from data_pipeline.storage import exists, is_remote, join_url, local_path
 from data_pipeline.targets import Plan, difference, open_target
 
@@ -106,19 +105,9 @@ def _write(target: Target, plan: DatasetPlan, job: Job) -> DatasetDescription:
         for split, samples in plan.splits.items()
     }
     description = _description(plan, written)
-    files = {index_name(split): _saved(part) for split, part in written.items()}
+    files = {index_name(split): part.index.encoded() for split, part in written.items()}
     target.publish({**files, DESCRIPTION_FILE: description.model_dump_json(indent=2).encode() + b"\n"})
     return description
-
-
-def index_name(split: str) -> str:
-    return f"index-{split}.npz"
-
-
-def _saved(part: WrittenSplit) -> bytes:
-    buffer = io.BytesIO()
-    part.index.save(buffer)
-    return buffer.getvalue()
 
 
 def _description(plan: DatasetPlan, written: Mapping[str, WrittenSplit]) -> DatasetDescription:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from data_pipeline import storage
 from data_pipeline.dataset import ShardedDataset, as_tensor
 from data_pipeline.errors import DamagedError, DataError, MissingError
-from data_pipeline.fetch import Fetcher
+from data_pipeline.fetch import Fetched, Fetcher
 from data_pipeline.order import SampleOrder, random_bits
 
 FLIP, LATENT_NOISE, REPLACEMENT = 16, 17, 18  # purposes of the random streams of a position
@@ -74,6 +74,12 @@ class Reader(Dataset):
         except DataError as error:
             return error
 
+    def fetch(self, positions: np.ndarray) -> tuple[np.ndarray, list[Fetched]]:
+        """Sample ids (B,), and the bytes of the samples or why they are lost; later batches are begun with before."""
+        ids = self._order.sample_ids(positions)
+        self._look_ahead(positions, ids)
+        return ids, self._fetcher.read(ids)
+
     def close(self) -> None:
         """End what this process began."""
         if "_fetcher" in self.__dict__:
@@ -96,9 +102,7 @@ class Reader(Dataset):
 
     def _batch(self, positions: np.ndarray) -> Batch:
         assert self._reported is not None  # begins to count
-        ids = self._order.sample_ids(positions)
-        self._look_ahead(positions, ids)
-        fetched = self._fetcher.read(ids)
+        ids, fetched = self.fetch(positions)
         start = time.perf_counter()
         stored, problems = self._dataset.decode(ids, fetched, self._fetcher)
         about = tuple(self._dataset.named(int(ids[row]), problem) for row, problem in problems.items())

@@ -44,6 +44,11 @@ class Samples:
         return self.take(np.sort(by_class[rank < per_class]))
 
 
+def stem(name: str) -> str:
+    """The file's name without folders and from its first dot on."""
+    return name.rpartition("/")[2].partition(".")[0]
+
+
 def samples_of(stems: Iterable[str], labels: Sequence[int] | np.ndarray, reader: Reader) -> Samples:
     """All samples of `reader`; their keys are `stems` where these are plain and unique, else numbers."""
     names = list(stems)

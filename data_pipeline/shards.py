@@ -89,6 +89,10 @@ def shard_name(split: str, number: int) -> str:
     return f"{split}-{number:06d}.tar"
 
 
+def index_name(split: str) -> str:
+    return f"index-{split}.npz"
+
+
 def _finished(target: Target, split: str) -> Iterator[FinishedShard]:
     """The shards that are there already, up to the first that is not."""
     number = 0

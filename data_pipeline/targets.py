@@ -1,7 +1,6 @@
 """The two places a data set can be written to: a folder of this machine, and a bucket."""
 
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -161,9 +160,7 @@ class BucketTarget:
 
 def _files_of(shard: FinishedShard) -> dict[str, bytes]:
     """The files that remember a shard, in the order in which they are written."""
-    buffer = io.BytesIO()
-    shard.index.save(buffer)
-    return {f"{shard.name}.npz": buffer.getvalue(), f"{shard.name}.json": shard.record.model_dump_json().encode()}
+    return {f"{shard.name}.npz": shard.index.encoded(), f"{shard.name}.json": shard.record.model_dump_json().encode()}
 
 
 def _check_same_plan(folder: str, plan: Plan, mend: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from data_pipeline.errors import DataError
+from data_pipeline.ranged_file import RangedFile
 
 
 class Member(NamedTuple):
@@ -19,34 +20,6 @@ class Member(NamedTuple):
     name: str
     offset: int  # of its content, from the start of the outermost file
     size: int
-
-
-class _Window(io.RawIOBase):
-    """A range of an open file as a file of its own."""
-
-    def __init__(self, descriptor: int, start: int, size: int):
-        self._descriptor, self._start, self._size, self._position = descriptor, start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        self._position = base + offset
-        return self._position
-
-    def read(self, size: int | None = -1) -> bytes:
-        left = max(self._size - self._position, 0)
-        wanted = left if size is None or size < 0 else min(size, left)
-        data = os.pread(self._descriptor, wanted, self._start + self._position)
-        self._position += len(data)
-        return data
 
 
 def scan(path: Path, within: Member | None = None) -> Iterator[Member]:
@@ -58,7 +31,8 @@ def scan(path: Path, within: Member | None = None) -> Iterator[Member]:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         start, size = (0, os.fstat(descriptor).st_size) if within is None else (within.offset, within.size)
-        for member in scan_file(_Window(descriptor, start, size), name):
+        file = RangedFile(size, lambda offset, count: os.pread(descriptor, count, start + offset))
+        for member in scan_file(file, name):
             if member.offset + member.size > size:
                 raise cut_short(name)
             yield member._replace(offset=start + member.offset)

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from data_pipeline.errors import DataError
 from sctrain import __version__
-from sctrain.commands.data_arguments import add_data, add_prepare, byte_size
+from sctrain.commands.data_arguments import add_data, add_prepare, byte_size, count
 from sctrain.errors import OwnUserError, UserError
 
 USER_ERROR = 2
@@ -165,12 +165,12 @@ def _edit(parser: argparse.ArgumentParser) -> None:
     inpaint.add_argument("--mask", type=Path, required=True, help="picture that is white where to generate")
     superres.add_argument("--factor", type=int, required=True, help="how many pixels become one, in each direction")
     for kind in (inpaint, colorize, superres):
-        kind.add_argument("--steps", type=_count, default=40, help="noise levels of EDM's grid (default: 40)")
+        kind.add_argument("--steps", type=count, default=40, help="noise levels of EDM's grid (default: 40)")
     noise = "noise level in the units of sigma_data"
     stroke.add_argument("--sigma", type=float, nargs="+", help=f"{noise}, descending (default: 5.38 2.24 of 0.5)")
     denoise.add_argument("--sigma", type=float, required=True, help=f"{noise}: of the noise in the pictures")
     interpolate.add_argument("--seeds", type=int, nargs=2, required=True, metavar=("A", "B"))
-    interpolate.add_argument("--count", type=_count, default=10, help="number of images, both ends too (default: 10)")
+    interpolate.add_argument("--count", type=count, default=10, help="number of images, both ends too (default: 10)")
     for kind in (inpaint, colorize, superres, stroke):
         kind.add_argument("--seed", type=int, default=0)
     for kind in (inpaint, colorize, superres, stroke, denoise, interpolate):
@@ -185,43 +185,36 @@ def _edit(parser: argparse.ArgumentParser) -> None:
 
 def _times(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="run folder of a student")
-    parser.add_argument("--steps", type=_count, default=2, help="sampling steps (default: 2)")
-    parser.add_argument("--samples", type=_count, default=1000, help="images per trial (default: 1000)")
-    parser.add_argument("--rounds", type=_count, default=6, help="two trials each, a third narrower (default: 6)")
+    parser.add_argument("--steps", type=count, default=2, help="sampling steps (default: 2)")
+    parser.add_argument("--samples", type=count, default=1000, help="images per trial (default: 1000)")
+    parser.add_argument("--rounds", type=count, default=6, help="two trials each, a third narrower (default: 6)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guidance", type=float, help="classifier-free guidance (default: the run's scale)")
     parser.add_argument("--ema", type=float, help="relative EMA width (default: the run's first to be scored)")
     parser.add_argument("--json", action="store_true", help="an object instead of words")
 
 
-def _count(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return int(text)
-
-
 def _bench(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     step = kinds.add_parser("step", help="consistency steps beside a plain diffusion step of the same network")
-    step.add_argument("--width", type=_count, default=384)
-    step.add_argument("--depth", type=_count, default=8)
-    step.add_argument("--heads", type=_count, default=6)
-    step.add_argument("--side", type=_count, default=32, help="of the latents, in pixels; tokens are 2x2 (default: 32)")
-    step.add_argument("--batch", type=_count, default=4, help="over all ranks (default: 4)")
+    step.add_argument("--width", type=count, default=384)
+    step.add_argument("--depth", type=count, default=8)
+    step.add_argument("--heads", type=count, default=6)
+    step.add_argument("--side", type=count, default=32, help="of the latents, in pixels; tokens are 2x2 (default: 32)")
+    step.add_argument("--batch", type=count, default=4, help="over all ranks (default: 4)")
     step.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     step.add_argument("--tangent-precision", choices=("value", "fp32"), default="value")
     step.add_argument("--attention", choices=("auto", *_ATTENTION), default="auto")
-    step.add_argument("--ranks", type=_count, nargs="+", default=[1, 2], help="numbers of local ranks (default: 1 2)")
+    step.add_argument("--ranks", type=count, nargs="+", default=[1, 2], help="numbers of local ranks (default: 1 2)")
     step.add_argument("--objectives", nargs="+", choices=_STUDENTS, default=_STUDENTS, metavar="NAME")
     step.add_argument("--engines", nargs="+", choices=_ENGINES, default=_ENGINES, metavar="NAME")
     step.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     attention = kinds.add_parser("attention", help="attention with tangents beside its value alone, over lengths")
     lengths = [2**power for power in range(8, 15)]
-    attention.add_argument("--lengths", type=_count, nargs="+", default=lengths, metavar="N", help="256 .. 16384")
-    attention.add_argument("--head-dims", type=_count, nargs="+", default=[64], metavar="D", help="default: 64")
-    attention.add_argument("--batch", type=_count, default=1)
-    attention.add_argument("--heads", type=_count, default=2)
+    attention.add_argument("--lengths", type=count, nargs="+", default=lengths, metavar="N", help="256 .. 16384")
+    attention.add_argument("--head-dims", type=count, nargs="+", default=[64], metavar="D", help="default: 64")
+    attention.add_argument("--batch", type=count, default=1)
+    attention.add_argument("--heads", type=count, default=2)
     attention.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     attention.add_argument("--backends", nargs="+", choices=_ATTENTION, metavar="NAME", help="default: as chosen here")
     methods = kinds.add_parser("methods", help="every method trained from the same start, and scored alike")
@@ -230,14 +223,14 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     methods.add_argument("--recipes", default="digits/methods", help="folder with teacher.yaml and a file per method")
     methods.add_argument("--out", type=Path, default=Path("runs/methods"), help="where the runs are kept and continued")
     methods.add_argument("--full", action="store_true", help="four times the images and three seeds")
-    methods.add_argument("--jobs", type=_count, help="runs side by side (default: one per core)")
+    methods.add_argument("--jobs", type=count, help="runs side by side (default: one per core)")
     methods.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="changes", help="in every run")
     data = kinds.add_parser("data", help="how fast samples arrive, beside webdataset and raw reads of the same objects")
     data.add_argument("url", help="folder or bucket of a data set")
     data.add_argument("--generate", type=byte_size, metavar="SIZE", help="first write latents there: 512MiB, say")
-    data.add_argument("--batch", type=_count, default=256, help="samples (default: 256)")
-    data.add_argument("--workers", type=_count, default=2, help="processes (default: 2)")
-    data.add_argument("--window", type=_count, default=65_536, help="of the shuffle, in samples (default: 65536)")
+    data.add_argument("--batch", type=count, default=256, help="samples (default: 256)")
+    data.add_argument("--workers", type=count, default=2, help="processes (default: 2)")
+    data.add_argument("--window", type=count, default=65_536, help="of the shuffle, in samples (default: 65536)")
     data.add_argument("--rate", type=float, default=500.0, help="images/s of the paced consumer (default: 500)")
     data.add_argument("--seconds", type=float, default=20.0, help="how long it consumes (default: 20)")
     precision = kinds.add_parser("precision", help="errors of tangents in low precision on a trained run")
@@ -246,9 +239,9 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     sample = kinds.add_parser("sample", help="quality over network evaluations: solvers of teachers, and students")
     sample.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, all of the same data")
     most = "of a teacher's network, at most (default: 10 20 50)"
-    sample.add_argument("--evaluations", type=_count, nargs="+", default=[10, 20, 50], metavar="N", help=most)
-    sample.add_argument("--steps", type=_count, nargs="+", default=[1, 2, 4], metavar="N", help="of students: 1 2 4")
-    sample.add_argument("--samples", type=_count, default=2000, help="images per row (default: 2000)")
+    sample.add_argument("--evaluations", type=count, nargs="+", default=[10, 20, 50], metavar="N", help=most)
+    sample.add_argument("--steps", type=count, nargs="+", default=[1, 2, 4], metavar="N", help="of students: 1 2 4")
+    sample.add_argument("--samples", type=count, default=2000, help="images per row (default: 2000)")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--guidance", type=float, help="classifier-free guidance (default: each run's scale)")
     sample.add_argument("--ema", type=float, help="relative EMA width (default: each run's first to be scored)")
@@ -256,7 +249,7 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     for kind in (step, attention, methods, data, precision, sample):
         _add_global_flags(kind)
         if kind is not sample:
-            kind.add_argument("--rounds", type=_count, default=5, help="interleaved measurements of each (default: 5)")
+            kind.add_argument("--rounds", type=count, default=5, help="interleaved measurements of each (default: 5)")
         kind.add_argument("--json", action="store_true", help="a list of rows instead of a table")
 
 
@@ -266,7 +259,7 @@ def _sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vary", action="append", required=True, metavar="key=v1,v2", help=vary)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of training (default: 0)")
     parser.add_argument("--out", type=Path, required=True, help="folder where the runs are kept and continued")
-    parser.add_argument("--jobs", type=_count, help="runs side by side (default: one per core)")
+    parser.add_argument("--jobs", type=count, help="runs side by side (default: one per core)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="picture of the table (default: OUT/sweep.png)")
     parser.add_argument("--json", action="store_true", help="a list of rows instead of a table")
 

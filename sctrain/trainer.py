@@ -143,9 +143,8 @@ class Trainer:
         means = self.monitor.means()
         speed = self.status.update(self.images, loss=means["loss/all"], wait_seconds=self.batches.wait_seconds)
         means |= speed | {"speed/checkpoint_stall_seconds": self.state.stall_seconds}
-        means |= {
-            f"data/{name}": value for name, value in self.batches.statistics.items()
-        }  # since the start, this rank
+        # Of this rank, since it started.
+        means |= {f"data/{name}": value for name, value in self.batches.statistics.items()}
         means |= {"optimizer/learning_rate": rate, "optimizer/grad_norm": result.grad_norm}
         median = guard.median_norm(self.record)
         means |= {"optimizer/grad_norm_median": math.nan if median is None else median}

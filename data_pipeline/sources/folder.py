@@ -1,6 +1,5 @@
 """A directory of class folders of ordinary image files as a data set: SOURCE/CLASS/any/name.jpg."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.pictures import FORMATS, GRAY_MODES, Transform
 from data_pipeline.publish import DatasetPlan, publish
 from data_pipeline.readers import FileReader
-from data_pipeline.samples import Samples, listing_digest, samples_of
+from data_pipeline.samples import Samples, listing_digest, samples_of, stem
 from data_pipeline.shards import Job
 from data_pipeline.sources.checks import check_resolution, check_share
 from data_pipeline.split import held_out
@@ -81,11 +80,7 @@ def read_class_folders(root: Path, least: int = 1) -> ClassFolders:
     names = tuple(name for names in files for name in names)
     reader = FileReader(root, names)
     labels = [label for label, names in enumerate(files) for _ in names]
-    return ClassFolders([folder.name for folder in folders], samples_of(_stems(names), labels, reader), reader)
-
-
-def _stems(names: Sequence[str]) -> list[str]:
-    return [name.rpartition("/")[2].partition(".")[0] for name in names]
+    return ClassFolders([folder.name for folder in folders], samples_of(map(stem, names), labels, reader), reader)
 
 
 def _check_places(root: Path, dest: str) -> None:

@@ -15,7 +15,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.pictures import Transform
 from data_pipeline.publish import DatasetPlan, publish
 from data_pipeline.readers import MemberReader
-from data_pipeline.samples import Samples, listing_digest, samples_of
+from data_pipeline.samples import Samples, listing_digest, samples_of, stem
 from data_pipeline.shards import Job
 from data_pipeline.sources.checks import check_resolution
 from data_pipeline.sources.folder import read_class_folders
@@ -83,7 +83,7 @@ def _train(path: Path) -> tuple[list[str], Samples, str]:
         raise DataError(f"{path}: {empty} holds no images: get the archive again.")
     labels = np.repeat(np.arange(len(images)), [len(found) for found in images])
     members = [image for found in images for image in found]
-    return [_stem(archive.name) for archive in archives], *_members(path, members, labels)
+    return [stem(archive.name) for archive in archives], *_members(path, members, labels)
 
 
 def _class_archives(path: Path) -> list[Member]:
@@ -92,7 +92,7 @@ def _class_archives(path: Path) -> list[Member]:
     archives = list(scan(path))
     if not archives or not all(member.name.endswith(".tar") for member in archives):
         raise DataError(f"{path} is not a tar of one tar per class: give ILSVRC2012_img_train.tar.")
-    classes = [_stem(member.name) for member in archives]
+    classes = [stem(member.name) for member in archives]
     if len(set(classes)) != len(classes):
         raise DataError(f"{path} holds a class twice: get the archive again.")
     return archives
@@ -113,7 +113,7 @@ def _val(path: Path, labels: str | Path | None, classes: Sequence[str]) -> tuple
     if not is_tar(path):
         raise DataError(f"{path} is not a tar: give ILSVRC2012_img_val.tar or a folder of class folders.")
     images = sorted((member for member in scan(path) if _is_image(member)), key=lambda member: member.name)
-    wnids = read_labels(local_path(str(labels)), [_stem(image.name) for image in images], classes)
+    wnids = read_labels(local_path(str(labels)), [stem(image.name) for image in images], classes)
     _check_classes(path, wnids, numbers)
     return _members(path, images, [numbers[wnid] for wnid in wnids])
 
@@ -138,12 +138,8 @@ def _members(path: Path, members: Sequence[Member], labels: Sequence[int] | np.n
         sizes=np.array([member.size for member in members], np.int64),
     )
     digest = listing_digest((member.name for member in members), (member.size for member in members))
-    return samples_of((_stem(member.name) for member in members), labels, reader), digest
+    return samples_of((stem(member.name) for member in members), labels, reader), digest
 
 
 def _is_image(member: Member) -> bool:
     return member.name.lower().endswith((".jpeg", ".jpg", ".png"))
-
-
-def _stem(name: str) -> str:
-    return name.rpartition("/")[2].partition(".")[0]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_pipeline.errors import DataError
+from data_pipeline.samples import stem
 
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 MOST_BYTES = 2**26  # of either; the real ones have less than 2 MB
@@ -74,7 +75,7 @@ def _of_kit(path: Path, numbers: Sequence[int], read_meta: Callable[[], bytes]) 
 
 
 def _of_names(path: Path, lines: Sequence[Sequence[str]], images: Sequence[str], classes: Sequence[str]) -> list[str]:
-    labels = {line[0].rpartition("/")[2].partition(".")[0]: line[1] for line in lines}
+    labels = {stem(line[0]): line[1] for line in lines}
     absent = next((image for image in images if image not in labels), None)
     if absent is not None:
         raise DataError(f"{path} has no label of {absent}: give the file of these images.")

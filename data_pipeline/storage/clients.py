@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
-from data_pipeline.storage.credentials import s3_options
+from data_pipeline.storage.credentials import ENDPOINTS, s3_options
 from data_pipeline.storage.settings import StorageSettings
 from data_pipeline.storage.urls import split_remote
 
@@ -67,8 +67,7 @@ def _client(root: str, settings: StorageSettings, writing: bool) -> Client:
     if scheme == "az":
         return AzureStore(place, client_options=_options(settings), retry_config=retry)
     extra = s3_options()
-    named = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-    endpoint = next((os.environ[name] for name in named if name in os.environ), extra.get("endpoint", ""))
+    endpoint = next((os.environ[name] for name in ENDPOINTS if name in os.environ), extra.get("endpoint", ""))
     return S3Store(place, config=extra, client_options=_options(settings, endpoint), retry_config=retry)  # pyright: ignore
 
 

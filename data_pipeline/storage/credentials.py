@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_pipeline.errors import DataError
 
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")  # the first that is set counts
 ELSEWHERE = ("sso_session", "sso_start_url", "role_arn", "credential_process")  # credentials that other programs make
 
 
@@ -28,10 +29,7 @@ def s3_options() -> dict[str, str]:
         options |= _keys(name or "default", profile)
     if not {"AWS_REGION", "AWS_DEFAULT_REGION"} & os.environ.keys() and "region" in profile:
         options["region"] = profile["region"]
-    if (
-        not {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"} & os.environ.keys()
-        and "endpoint_url" in profile
-    ):
+    if not os.environ.keys() & set(ENDPOINTS) and "endpoint_url" in profile:
         options["endpoint"] = profile["endpoint_url"]
     return options
 

@@ -6,6 +6,7 @@ from typing import BinaryIO
 import obstore
 
 from data_pipeline.errors import DataError
+from data_pipeline.ranged_file import RangedFile
 from data_pipeline.storage.clients import client_of
 from data_pipeline.storage.failures import TRANSPORT_ERRORS, failure_of
 from data_pipeline.storage.remote import RemoteReader
@@ -17,49 +18,10 @@ UPLOAD_PART_BYTES = 16 * 2**20
 UPLOAD_PARALLEL = 4
 
 
-class _RemoteFile(io.RawIOBase):
-    """An object as an unbuffered file that can seek."""
-
-    def __init__(self, reader: RemoteReader, url: str):
-        self._reader, self._url = reader, url
-        self._size = reader.size_of(url)
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if start + offset < 0:
-            raise ValueError(f"negative seek position {start + offset}")
-        self._position = start + offset
-        return self._position
-
-    def readinto(self, buffer) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        data = self._take(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def readall(self) -> bytes:
-        return self._take(self._size)
-
-    def _take(self, most: int) -> bytes:
-        size = max(min(most, self._size - self._position), 0)
-        data = self._reader.read_ranges(self._url, [(self._position, size)])[0] if size else b""
-        self._position += size
-        return data
-
-
 def open_object(reader: RemoteReader, url: str) -> BinaryIO:
     """The object as a buffered file; it is read in large steps, each by several requests at once."""
-    raw = _RemoteFile(reader, url)
-    return io.BufferedReader(raw, buffer_size=max(min(raw._size, AHEAD_BYTES), 1))
+    raw = RangedFile(reader.size_of(url), lambda offset, count: reader.read_ranges(url, [(offset, count)])[0])
+    return io.BufferedReader(raw, buffer_size=max(min(raw.size, AHEAD_BYTES), 1))
 
 
 def list_folder(reader: RemoteReader, url: str) -> list[str]:

@@ -13,13 +13,12 @@ from data_pipeline.errors import PREPARE_AGAIN, DataError, MissingError
 from data_pipeline.storage.clients import Client, client_of
 from data_pipeline.storage.failures import OVERLONG, REPLACED, TRANSPORT_ERRORS, TRUNCATED, Failure, failure_of
 from data_pipeline.storage.patience import Patience
-from data_pipeline.storage.pool import Pool
 from data_pipeline.storage.ranges import Range, assemble, pieces
 from data_pipeline.storage.settings import Statistics, StorageSettings
 from data_pipeline.storage.urls import object_name, shown
+from data_pipeline.threads import DaemonThreads
 
 CHUNK_BYTES = 2**18  # what has arrived is kept in such pieces when a connection drops
-END_S = 2.0
 Result = TypeVar("Result")
 
 
@@ -36,7 +35,7 @@ class RemoteReader:
     def __init__(self, settings: StorageSettings, statistics: Statistics):
         self._settings = settings
         self._statistics = statistics
-        self._pool = Pool(settings.parallel)
+        self._threads = DaemonThreads(settings.parallel)
         self._identities: dict[str, Identity] = {}
         self._stops: weakref.WeakSet[threading.Event] = weakref.WeakSet()
 
@@ -44,7 +43,7 @@ class RemoteReader:
         """Give up what is under way."""
         for stop in list(self._stops):
             stop.set()
-        self._pool.close(END_S)
+        self._threads.close(finish=True)  # what has not begun fails at once, and whoever waits for it is told
 
     def forget(self, url: str) -> None:
         """The object may be another from now on."""
@@ -74,7 +73,7 @@ class RemoteReader:
         self._stops.add(stop)
         try:
             fetch = lambda part: self._fetch(url, identity, part, stop)  # noqa: E731
-            fetched = [fetch(parts[0])] if len(parts) == 1 else self._pool.map(fetch, parts)
+            fetched = [fetch(parts[0])] if len(parts) == 1 else self._threads.map(fetch, parts)
         finally:
             stop.set()  # after an error the other parts need not go on
         return assemble(ranges, wanted, fetched)

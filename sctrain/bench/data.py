@@ -27,11 +27,10 @@ from data_pipeline.cache import CacheOptions
 from data_pipeline.dataset import ShardedDataset, open_dataset
 from data_pipeline.description import DESCRIPTION_FILE, read_description
 from data_pipeline.errors import DataError
-from data_pipeline.fetch import Fetcher
 from data_pipeline.generated import GENERATED, write_latents
 from data_pipeline.index import load_index
-from data_pipeline.loader import stream
-from data_pipeline.order import SampleOrder
+from data_pipeline.loader import BatchStream, look_ahead, stream
+from data_pipeline.reader import Reader, ReadOptions
 from data_pipeline.storage import StorageSettings
 from data_pipeline.storage.clients import client_of
 from data_pipeline.storage.urls import object_name
@@ -41,6 +40,7 @@ RAW_BYTES = 4 * 2**20  # of one raw request
 RAW_PARALLEL = 8  # such requests at once in each worker
 LATENT_BYTES = 34_304  # of a generated sample in its shard, headers included
 LEAST_SHARDS, SHARD_BYTES = 8, 2**28
+PREFETCH = 4  # batches
 WARM_UP = 5  # batches before the paced consumer is timed
 
 
@@ -148,35 +148,28 @@ def _rate(batches: Iterable[list[Any]]) -> float:
 
 
 class _Undecoded(Dataset):
-    """Positions -> the bytes of the samples there, each read by the fetcher of its process."""
+    """Positions -> the bytes of the samples there, as the loader's reader fetches them."""
 
-    def __init__(self, dataset: ShardedDataset, settings: DataSettings):
-        self._dataset, self._settings = dataset, settings
-        self._fetcher: Fetcher | None = None
-        self._order = SampleOrder(dataset.index, 0, settings.window)
+    def __init__(self, reader: Reader):
+        self._reader = reader
 
     def __getitem__(self, positions: np.ndarray) -> list[bytes]:
-        if self._fetcher is None:
-            self._fetcher = self._dataset.fetcher(spans=self._dataset.reads_spans(self._settings.window, nodes=1))
-        stride = self._settings.batch * self._settings.workers
-        for turn in (1, 2, 3, 4):
-            self._fetcher.ahead(self._order.sample_ids(positions + turn * stride))
-        return [
-            bytes(part) for part in self._fetcher.read(self._order.sample_ids(positions)) if isinstance(part, bytes)
-        ]
+        return [part for part in self._reader.fetch(positions)[1] if isinstance(part, bytes)]
 
 
 def _ours(dataset: ShardedDataset, settings: DataSettings) -> Iterator[list[Any]]:
+    ahead = look_ahead(dataset, settings.batch, world=1, workers=settings.workers, prefetch=PREFETCH)
+    spans = dataset.reads_spans(settings.window, nodes=1)
+    reader = Reader(dataset, 0, settings.window, ReadOptions(), ahead, spans=spans)
     whole = np.arange(len(dataset) // settings.batch * settings.batch).reshape(-1, settings.batch)
-    return iter(_loaded(_Undecoded(dataset, settings), settings, sampler=list(whole)))
+    return iter(_loaded(_Undecoded(reader), settings, sampler=list(whole)))
 
 
 def _webdataset(dataset: ShardedDataset, settings: DataSettings) -> Iterator[list[Any]]:
     import webdataset as wds
 
-    urls = [storage.join_url(dataset.url, name.decode()) for name in dataset.index.shard_names]
     plain = wds.DataPipeline(
-        wds.SimpleShardList(urls),
+        wds.SimpleShardList(dataset.shard_urls),
         wds.split_by_worker,
         wds.tarfile_to_samples(),
         wds.to_tuple("npy;jpg;png;webp"),
@@ -198,10 +191,9 @@ class _RawRanges(Dataset):
     """The objects from end to end in large ranges, in the order in which they lie, by the transport alone."""
 
     def __init__(self, dataset: ShardedDataset):
-        urls = [storage.join_url(dataset.url, name.decode()) for name in dataset.index.shard_names]
         self._groups = [
             (url, start, min(start + RAW_PARALLEL * RAW_BYTES, size))
-            for url, size in zip(urls, dataset.index.shard_bytes.tolist(), strict=True)
+            for url, size in zip(dataset.shard_urls, dataset.index.shard_bytes.tolist(), strict=True)
             for start in range(0, size, RAW_PARALLEL * RAW_BYTES)
         ]
 
@@ -275,7 +267,7 @@ def _images_per_second(dataset: ShardedDataset, settings: DataSettings) -> float
         return batches.statistics["samples"] / (time.perf_counter() - begin)
 
 
-def _stream(dataset: ShardedDataset, settings: DataSettings, workers: int):
+def _stream(dataset: ShardedDataset, settings: DataSettings, workers: int) -> BatchStream:
     return stream(
         dataset,
         seed=0,
@@ -285,7 +277,7 @@ def _stream(dataset: ShardedDataset, settings: DataSettings, workers: int):
         rank=0,
         world=1,
         workers=workers,
-        prefetch=4,
+        prefetch=PREFETCH,
         window=settings.window,
     )
 

@@ -46,10 +46,10 @@ def add_prepare(parser: argparse.ArgumentParser, add_global_flags: Adder) -> Non
 def _add_output(kind: argparse.ArgumentParser) -> None:
     kind.add_argument("--format", choices=("png", "jpeg", "webp"), default="png", help="of the images (default: png)")
     kind.add_argument("--quality", type=int, default=95, help="of jpeg and webp, 1 to 100 (default: 95)")
-    kind.add_argument("--samples-per-shard", type=_count, default=4096, help="at most (default: 4096)")
+    kind.add_argument("--samples-per-shard", type=count, default=4096, help="at most (default: 4096)")
     kind.add_argument("--shard-size", type=byte_size, default=2**28, help="a shard is closed there (default: 256MiB)")
     kind.add_argument("--seed", type=int, default=0, help="of the order of the samples (default: 0)")
-    kind.add_argument("--limit", type=_count, metavar="N", help="the first N images of each class only, for a trial")
+    kind.add_argument("--limit", type=count, metavar="N", help="the first N images of each class only, for a trial")
 
 
 def _add_work(kind: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def _add_work(kind: argparse.ArgumentParser) -> None:
 
 
 def _add_processes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--processes", type=_count, help="that decode side by side (default: one per core)")
+    parser.add_argument("--processes", type=count, help="that decode side by side (default: one per core)")
 
 
 def add_data(parser: argparse.ArgumentParser, add_global_flags: Adder) -> None:
@@ -76,13 +76,13 @@ def add_data(parser: argparse.ArgumentParser, add_global_flags: Adder) -> None:
         kind.add_argument("--json", action="store_true", help="an object instead of words")
     _add_processes(verify)
     show.add_argument("--out", type=Path, default=Path("sheet.png"), help="picture to write (default: sheet.png)")
-    show.add_argument("--count", type=_count, default=64, help="images, at most 1024 (default: 64)")
+    show.add_argument("--count", type=count, default=64, help="images, at most 1024 (default: 64)")
     show.add_argument("--class", dest="label", metavar="CLASS", help="number or name: images of this class only")
     show.add_argument("--split", default="train", help="default: train")
     show.add_argument("--seed", type=int, default=0, help="of the choice (default: 0)")
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     """A whole number of at least 1."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")

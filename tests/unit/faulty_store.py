@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from range_server import listening
 
 STALL_S = 1.0
 FAULTS = ("503", "500", "429", "stall", "reset", "cut", "short", "fewer", "longer", "other", "slow")
@@ -49,18 +51,8 @@ class FaultyStore:
 def served(**objects: bytes) -> Iterator[FaultyStore]:
     """Serve the objects on this machine."""
     store = FaultyStore(**objects)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, store))
-    server.daemon_threads = True
-    server.handle_error = lambda *_: None  # clients that went away
-    store.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with listening(partial(_Handler, store), quiet=True) as store.url:
         yield store
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):

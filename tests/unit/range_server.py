@@ -22,20 +22,28 @@ class Store:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[Store]:
-    """Serve the files of a folder on this machine."""
-    store = Store(folder)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, store))
+def listening(handler: Callable[..., BaseHTTPRequestHandler], *, quiet: bool = False) -> Iterator[str]:
+    """Answer by `handler` on this machine; yields the address. `quiet`: say nothing of clients that went away."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    store.url = f"http://127.0.0.1:{server.server_port}"
+    if quiet:
+        server.handle_error = lambda *_: None
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        yield store
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[Store]:
+    """Serve the files of a folder on this machine."""
+    store = Store(folder)
+    with listening(partial(_Handler, store)) as store.url:
+        yield store
 
 
 class _Handler(BaseHTTPRequestHandler):
