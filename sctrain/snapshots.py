@@ -7,15 +7,18 @@ A snapshot is complete and verified, or it does not exist. Widths that were not 
 all tracks stored so far (EDM2 section 3.2).
 """
 
+import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sctrain.config.schema import RunConfig
@@ -25,6 +28,7 @@ from sctrain.runs import RunFolder, image_count_name, numbered
 from sctrain.sealed_folder import describe_file, flush, partial_folder, read_manifest, seal, verified
 
 MAX_UNEXPLAINED = 0.1  # of the profile's energy
+_AT_ONCE = 2**20  # elements that are summed in float64
 NEGLIGIBLE = 1e-9  # coefficients below it change no fp32 weight, and need no reading
 
 
@@ -92,17 +96,42 @@ def snapshot_config(run: Path, images: int) -> RunConfig:
         ) from error
 
 
-def load_weights(folder: Path, images: int | None, width: float) -> dict[str, Tensor]:
-    """EMA weights by parameter name, fp32 on the CPU, of the snapshot at `images` (None: the newest).
+@dataclass(frozen=True)
+class EmaWeights:
+    """One EMA of a network, a weighted sum of stored files, made tensor by tensor: no more than one is in memory.
+
+    Iterating gives (name, float32 tensor on the CPU) in the order of `shapes`.
+    """
+
+    shapes: dict[str, list[int]]
+    terms: tuple[tuple[Path, float], ...]  # files that were verified, and their coefficients
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        with ExitStack() as opened:
+            files = [(opened.enter_context(safe_open(path, framework="pt")), factor) for path, factor in self.terms]
+            for name, shape in self.shapes.items():
+                yield name, _weighted_sum([(file.get_slice(name), factor) for file, factor in files], shape)
+
+
+def open_weights(folder: Path, images: int | None, width: float) -> EmaWeights:
+    """EMA weights of the snapshot at `images` (None: the newest), every file checked, none read into memory.
 
     A relative width in (0, 0.288) that is not a track of the snapshot is reconstructed from all snapshots up to it.
     UserError if there is no such snapshot, or a file is missing or corrupt.
     """
     history = _history(folder, images)
     target, manifest = history[-1]
-    if width in manifest["widths"]:
-        return load_file(verified(target, _file_name(width), manifest, _mend(target)))
-    return _reconstruct(history, width)
+    stored = width in manifest["widths"]
+    chosen = [(target, manifest, width, 1.0)] if stored else _reconstruction(history, width)
+    terms = [
+        (verified(path, _file_name(track), about, _mend(path)), factor) for path, about, track, factor in chosen
+    ]
+    return EmaWeights(manifest["tensors"], tuple(terms))
+
+
+def load_weights(folder: Path, images: int | None, width: float) -> dict[str, Tensor]:
+    """`open_weights`, all of them in memory, by parameter name."""
+    return dict(open_weights(folder, images, width))
 
 
 def _history(folder: Path, images: int | None) -> list[tuple[Path, dict[str, Any]]]:
@@ -117,8 +146,10 @@ def _history(folder: Path, images: int | None) -> list[tuple[Path, dict[str, Any
     return [(path, read_manifest(path, _mend(path))) for path in chosen]
 
 
-def _reconstruct(history: list[tuple[Path, dict[str, Any]]], width: float) -> dict[str, Tensor]:
-    """Weighted sum of stored tracks in float64, one file in memory at a time."""
+def _reconstruction(
+    history: list[tuple[Path, dict[str, Any]]], width: float
+) -> list[tuple[Path, dict[str, Any], float, float]]:
+    """(path, manifest, track, coefficient) of the stored tracks whose weighted sum has this width."""
     tracks = [(path, manifest, stored) for path, manifest in history for stored in manifest["widths"]]
     stored = [(manifest["images"], gamma_from_width(track)) for _, manifest, track in tracks]
     target, newest_manifest = history[-1]
@@ -130,16 +161,25 @@ def _reconstruct(history: list[tuple[Path, dict[str, Any]]], width: float) -> di
             f"{target.parent} cannot give an EMA of width {width:g}: its snapshots miss {missed:.0%} of that profile; "
             f"choose a width near {newest_manifest['widths']}, or publish more snapshots"
         )
-    shapes = newest_manifest["tensors"]
-    total = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
-    for (path, manifest, track), coefficient in zip(tracks, coefficients, strict=True):
-        if manifest["tensors"] != shapes:
+    for path, manifest, _ in tracks:
+        if manifest["tensors"] != newest_manifest["tensors"]:
             raise UserError(f"{path} and {target} are of different networks: move the one of another run away")
-        if abs(coefficient) > NEGLIGIBLE:
-            file = verified(path, _file_name(track), manifest, _mend(path))
-            for name, tensor in load_file(file).items():
-                total[name].add_(tensor, alpha=coefficient)
-    return {name: tensor.float() for name, tensor in total.items()}
+    chosen = zip(tracks, coefficients, strict=True)
+    return [(*track, coefficient) for track, coefficient in chosen if abs(coefficient) > NEGLIGIBLE]
+
+
+def _weighted_sum(terms: Sequence[tuple[Any, float]], shape: Sequence[int]) -> Tensor:
+    """Of the same tensor in several files, in float64, some rows at a time."""
+    if not shape:
+        return sum((factor * part[...].double() for part, factor in terms), torch.zeros(()).double()).float()
+    out = torch.empty(*shape)
+    rows = max(1, _AT_ONCE // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], rows):
+        total = torch.zeros(())
+        for part, factor in terms:
+            total = part[start : start + rows].double().mul_(factor).add_(total)
+        out[start : start + rows] = total
+    return out
 
 
 def _mend(path: Path) -> str:
