@@ -24,6 +24,7 @@ from torch import Tensor
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.power_ema import gamma_from_width, posthoc_coefficients, unexplained
+from sctrain.provenance import code_version
 from sctrain.runs import RunFolder, image_count_name, numbered
 from sctrain.sealed_folder import describe_file, flush, partial_folder, read_manifest, seal, verified
 
@@ -44,6 +45,7 @@ def publish(
     assert images > 0, "a power-function average needs a history"
     final = folder / image_count_name(images)
     partial, manifest = partial_folder(final), {"images": images, "widths": list(tracks), "config": config}
+    manifest["code"] = code_version()
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -123,9 +125,7 @@ def open_weights(folder: Path, images: int | None, width: float) -> EmaWeights:
     target, manifest = history[-1]
     stored = width in manifest["widths"]
     chosen = [(target, manifest, width, 1.0)] if stored else _reconstruction(history, width)
-    terms = [
-        (verified(path, _file_name(track), about, _mend(path)), factor) for path, about, track, factor in chosen
-    ]
+    terms = [(verified(path, _file_name(track), about, _mend(path)), factor) for path, about, track, factor in chosen]
     return EmaWeights(manifest["tensors"], tuple(terms))
 
 

@@ -32,5 +32,6 @@ def write_tensors(path: Path, shapes: Mapping[str, Sequence[int]], tensors: Iter
             expected = next(wanted, None)
             assert expected is not None and (name, list(tensor.shape)) == (expected[0], list(expected[1])), name
             assert tensor.dtype == torch.float32 and tensor.device.type == "cpu", name
-            file.write(memoryview(tensor.contiguous().view(-1).numpy()).cast("B"))
+            tensor.contiguous().numpy().tofile(file)
+            del tensor  # before the next one is made
     assert next(wanted, None) is None, "a tensor is missing"
