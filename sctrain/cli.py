@@ -285,6 +285,17 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verdict", type=Path, help=argparse.SUPPRESS)
 
 
+def _plan(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument("--gpus", type=count, required=True, metavar="N", help="all of them, over all nodes")
+    parser.add_argument("--nodes", type=count, metavar="M", help="machines (default: one per 8 GPUs)")
+    parser.add_argument("--gpu-memory", type=byte_size, default=80 * 10**9, metavar="SIZE", help="default: 80GB")
+    rates = parser.add_mutually_exclusive_group()
+    rates.add_argument("--bench", type=Path, metavar="FILE", help="rates of the hardware, as --measure wrote them")
+    rates.add_argument("--measure", type=Path, metavar="FILE", help="run some steps on N ranks here, and write FILE")
+    parser.add_argument("--json", action="store_true", help="an object instead of words")
+
+
 def _smoke(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="YAML files or names of recipes (default: all)")
 
@@ -317,6 +328,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "edit": ("fill in, colour, sharpen or denoise your pictures with a consistency model", _edit),
     "times": ("search the best times for a student's several steps", _times),
     "doctor": ("check this machine, and a run description with its tangents if one is given", _doctor),
+    "plan": ("tell whether a run fits on so many GPUs, and what to change if not", _plan),
     "bench": ("measure what training and sampling cost here", _bench),
     "sweep": ("train one description with several values of its keys, and compare", _sweep),
     "smoke": ("shrink recipes and run them through train, resume and sample on the CPU", _smoke),
