@@ -165,7 +165,8 @@ class RunState:
             return
         tracks = {width: self.ema.gather(width) for width in self.config.ema.widths}
         if self.world.is_main:
-            publish(self.folder.snapshots, images, tracks, self.config.model_dump(mode="json"))
+            shapes = {shard.name: shard.shape for shard in self.shards}
+            publish(self.folder.snapshots, images, tracks, self.config.model_dump(mode="json"), shapes)
         else:
             for track in tracks.values():  # gathering takes every rank
                 for _ in track:

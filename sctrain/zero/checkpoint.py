@@ -22,16 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sctrain.errors import OwnUserError, UserError
 from sctrain.files import write_json
 from sctrain.runs import image_count_name, numbered
 from sctrain.sealed_folder import (
-    describe_file,
-    flush,
     partial_folder,
     read_manifest,
     remove_partial_folders,
@@ -39,6 +35,7 @@ from sctrain.sealed_folder import (
     seal,
     verified,
 )
+from sctrain.tensor_file import TensorFile, write_tensors
 from sctrain.zero.pieces import Piece
 
 POLL_SECONDS = 0.05
@@ -73,12 +70,11 @@ def load(path: Path, wanted: Mapping[str, Piece]) -> Iterator[tuple[str, Tensor]
 def _read(
     files: Mapping[int, Path], stored: Mapping[str, dict[str, Any]], wanted: Mapping[str, Piece]
 ) -> Iterator[tuple[str, Tensor]]:
-    with contextlib.ExitStack() as stack:
-        shards = {rank: stack.enter_context(safe_open(path, "pt")) for rank, path in files.items()}
-        for key, piece in wanted.items():
-            overlaps = _overlaps(stored[key]["cuts"], piece)
-            if parts := [shards[rank].get_slice(key)[start:stop] for rank, start, stop in overlaps]:
-                yield key, torch.cat(parts)
+    shards = {rank: TensorFile(path) for rank, path in files.items()}
+    for key, piece in wanted.items():
+        overlaps = _overlaps(stored[key]["cuts"], piece)
+        if parts := [shards[rank].read(key, start, stop) for rank, start, stop in overlaps]:
+            yield key, torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _overlaps(cuts: list[int], piece: Piece) -> Iterator[tuple[int, int, int]]:
@@ -192,10 +188,9 @@ class Checkpointer:
 
     def _write_shard(self, partial: Path, intervals: Mapping[str, tuple[int, int]]) -> None:
         partial.mkdir(exist_ok=True)
-        path = partial / _shard_name(self.rank)
-        save_file(self._staging, path)
-        flush(path)
-        write_json(partial / _sidecar_name(self.rank), {"file": describe_file(path), "intervals": intervals})
+        shapes = {key: tuple(values.shape) for key, values in self._staging.items()}
+        written = write_tensors(partial / _shard_name(self.rank), shapes, self._staging.items())
+        write_json(partial / _sidecar_name(self.rank), {"file": written, "intervals": intervals})
 
     def _complete(self, final: Path, manifest: dict[str, Any]) -> None:
         partial = partial_folder(final)
@@ -236,7 +231,7 @@ def _is_done(partial: Path, rank: int) -> bool:
 
 
 def _explain(error: Exception, final: Path) -> Exception:
-    if not isinstance(error, OSError | SafetensorError):
+    if not isinstance(error, OSError):
         return error
     mend = "make room or allow writing there, then repeat the command"
     told = OwnUserError(f"{final} could not be saved ({error}), older checkpoints are untouched: {mend}")

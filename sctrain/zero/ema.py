@@ -68,9 +68,8 @@ def _kind(width: float) -> str:
 
 def _gather(shard: Shard, local: Tensor) -> Tensor | None:
     """The whole tensor on rank 0, None elsewhere."""
-    world = dist.get_world_size()
-    padded = local.new_zeros(-(-shard.numel // world))
-    padded[: local.numel()] = local
-    parts = [torch.empty_like(padded) for _ in range(world)] if dist.get_rank() == 0 else None
-    dist.gather(padded, parts, dst=0)
-    return None if parts is None else torch.cat(parts)[: shard.numel].view(shard.shape).cpu()
+    world, size = dist.get_world_size(), -(-shard.numel // dist.get_world_size())
+    padded = local if len(local) == size else torch.cat([local, local.new_zeros(size - len(local))])
+    whole = local.new_empty(world * size) if dist.get_rank() == 0 else None
+    dist.gather(padded, None if whole is None else list(whole.split(size)), dst=0)
+    return None if whole is None else whole[: shard.numel].view(shard.shape).cpu()

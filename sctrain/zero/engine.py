@@ -11,10 +11,14 @@ from typing import Any, NamedTuple
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from sctrain.blueprint import Values
 from sctrain.config.schema import OptimizerConfig
-from sctrain.zero.internals import Zero3, carry_tangents, release_shards
+from sctrain.zero.construction import partitioned, stage
+from sctrain.zero.internals import Zero3, carry_tangents, compute_shard, release_shards, whole_shape
+from sctrain.zero.pieces import interval
 from sctrain.zero.shards import PartitionedShards, ReplicatedShards, Shards
 
 _OPTIMIZERS = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam}
@@ -73,17 +77,21 @@ class StudentEngine:
         return StepResult(applied, self._norm) if boundary else None
 
     @contextmanager
-    def in_float32(self, make_network: Callable[[], nn.Module], device: torch.device) -> Iterator[ExactNetwork]:
+    def in_float32(
+        self, make_network: Callable[[dict[str, Any]], nn.Module], device: torch.device
+    ) -> Iterator[ExactNetwork]:
         """The network on its float32 masters: itself if it has no other weights, else a sharded copy for the while.
 
-        `make_network` builds one of the same shape; its weights do not matter. All ranks take part.
+        `make_network` makes one of the same shape for the given configuration; its weights do not matter. All ranks
+        take part.
         """
         if not self._config["bf16"]["enabled"]:
             yield ExactNetwork(self, self.module)
             return
-        with torch.random.fork_rng():  # initial weights are drawn, and dropout masks must not notice
-            network = make_network()
-            frozen = FrozenEngine(network, partitioned(self._config) | {"bf16": {"enabled": False}}, device)
+        config = partitioned(self._config) | {"bf16": {"enabled": False}}
+        with torch.random.fork_rng():  # initial weights may be drawn, and dropout masks must not notice
+            network = make_network(config)
+            frozen = FrozenEngine(network, config, device)
         self.shards.copy_to(network, {shard.name: shard.master for shard in self.shards})
         network.train()
         try:
@@ -125,17 +133,17 @@ class FrozenEngine:
     def __call__(self, *inputs: Tensor | None) -> Any:
         return self._network(*inputs)
 
+    def fill(self, values: Values) -> None:
+        """Set the weights, of which a rank reads no more than its own."""
+        for name, parameter in self._network.named_parameters():
+            if self._engine is None:
+                parameter.data.copy_(values.read(name, 0, parameter.numel()).view(parameter.shape))
+                continue
+            start, stop = interval(math.prod(whole_shape(parameter)), dist.get_rank(), dist.get_world_size())
+            if start < stop:
+                compute_shard(parameter).data[: stop - start].copy_(values.read(name, start, stop))
+
     def release(self) -> None:
         """Give up the weights: the engine may not be called any more."""
         if self._engine is not None:
             release_shards(self._engine)
-
-
-def partitioned(config: dict[str, Any]) -> dict[str, Any]:
-    """The same configuration without parameters that stay whole, which would not see that their shards were set."""
-    return config | {"zero_optimization": config["zero_optimization"] | {"stage3_param_persistence_threshold": 0}}
-
-
-def stage(config: dict[str, Any]) -> int:
-    """The ZeRO stage of a DeepSpeed configuration."""
-    return config["zero_optimization"]["stage"]

@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+import copy
 from datetime import timedelta
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
+import deepspeed
 import deepspeed.ops
 import deepspeed.runtime.compiler as runtime_compiler
 import torch
@@ -88,6 +90,28 @@ def carry_tangents(module: nn.Module) -> None:
             setattr(submodule, name, _OnValues(hook))
 
 
+class Partitioner:
+    """Makes ZeRO-3 parameters one at a time, as `deepspeed.zero.Init` does for every module that is constructed."""
+
+    def __init__(self, config: dict[str, Any], dtype: torch.dtype, device: torch.device):
+        self._init = deepspeed.zero.Init(config_dict_or_path=copy.deepcopy(config), dtype=dtype)
+        self._dtype, self._device = dtype, device
+
+    def blank(self, shape: tuple[int, ...], *, postponed: bool) -> nn.Parameter:
+        """A partitioned parameter of zeros, in a moment's memory of the whole.
+
+        `postponed` is for networks that get an optimizer: DeepSpeed then moves all shards into one buffer, and until it
+        does they take no memory.
+        """
+        parameter = nn.Parameter(torch.empty(shape, dtype=self._dtype, device=self._device))
+        self._init._convert_to_deepspeed_param(parameter)
+        parameter.partition()
+        shard = parameter.ds_tensor
+        assert parameter.numel() == 0 and shard.dim() == 1, "DeepSpeed partitions parameters in another way now"
+        shard.data = shard.new_zeros(1).expand(shard.numel()) if postponed else shard.zero_()
+        return parameter
+
+
 class Zero3:
     """The ZeRO-3 optimizer behind a partitioned module."""
 
@@ -102,6 +126,11 @@ class Zero3:
     @property
     def flat_masters(self) -> list[Tensor]:
         return self._zero.fp32_partitioned_groups_flat
+
+    def place(self, parameter: nn.Parameter) -> tuple[int, slice]:
+        """Where this rank's piece of a parameter lies in `flat_masters`, and in moments alike; with its padding."""
+        group, start, numel = self._zero.grad_position[self._zero.get_param_id(parameter)]
+        return group, slice(start, start + numel)
 
     @property
     def gradient_norm(self) -> float:
