@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sctrain.blueprint import Values
 from sctrain.config.schema import OptimizerConfig
 from sctrain.zero.construction import partitioned, stage
-from sctrain.zero.internals import Zero3, carry_tangents, compute_shard, release_shards, whole_shape
+from sctrain.zero.internals import Zero3, carry_tangents, compute_shard, release_shards, sharing_masters, whole_shape
 from sctrain.zero.pieces import interval
 from sctrain.zero.shards import PartitionedShards, ReplicatedShards, Shards
 
@@ -39,7 +39,8 @@ class StudentEngine:
         make = _OPTIMIZERS[optimizer.name]
         inner = make(network.parameters(), lr=optimizer.learning_rate, betas=optimizer.betas, eps=optimizer.eps)
         # DeepSpeed replaces the optimizer's parameters by fp32 masters, unless they are that already.
-        self._engine, *_ = deepspeed.initialize(model=network, optimizer=inner, config=copy.deepcopy(config))
+        with sharing_masters():
+            self._engine, *_ = deepspeed.initialize(model=network, optimizer=inner, config=copy.deepcopy(config))
         self.module, self._optimizer, self._config = network, inner, config
         self._zero3 = Zero3(network) if stage(config) == 3 else None
         if self._zero3 is not None:

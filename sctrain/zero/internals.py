@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
 from importlib.metadata import version
@@ -17,6 +19,7 @@ import deepspeed.ops
 import deepspeed.runtime.compiler as runtime_compiler
 import torch
 import torch.distributed.distributed_c10d as c10d
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
 from models.tangent.dual import Dual
@@ -61,6 +64,21 @@ def without_compiled_muon() -> None:
         import_module("deepspeed.runtime.zero.muon.original_muon")
     finally:
         runtime_compiler.compile = compile_later
+
+
+@contextmanager
+def sharing_masters() -> Iterator[None]:
+    """Engines that are made inside step the very float32 weights that they compute with, where they do.
+
+    DeepSpeed means to, but compares a device with a device's name; so it keeps a second copy of all shards.
+    """
+    accelerator = get_accelerator()
+    device = torch.device(accelerator.current_device_name())
+    accelerator.current_device_name = lambda: device
+    try:
+        yield
+    finally:
+        del accelerator.current_device_name
 
 
 class _OnValues:
@@ -117,6 +135,8 @@ class Zero3:
 
     def __init__(self, module: nn.Module):
         self._zero = next(module.parameters())._z3_optimizer
+        for flat in self.flat_masters:
+            flat.grad = None  # what DeepSpeed left there to size up memory
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
