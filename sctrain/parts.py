@@ -27,9 +27,12 @@ from sctrain.objectives.drawing import Data
 from sctrain.objectives.flow import AlongTrajectory
 from sctrain.parameterization import Network
 from sctrain.randomness import Purpose, SampleGenerator
+from sctrain.runs import RunFolder
 from sctrain.self_check import Arguments, Verdict, verify
 from sctrain.zero.construction import lay_out, partitioned
+from sctrain.zero.ema import ShardedPowerEma
 from sctrain.zero.engine import ExactNetwork, FrozenEngine, StudentEngine
+from sctrain.zero.memory import Memories
 from sctrain.zero.target import TargetNetwork
 from sctrain.zero.world import World
 
@@ -46,6 +49,7 @@ class Parts:
         known = Data(config.sigma_data, len(data.classes))
         self.objective = build_objective(config.objective, known, data.shape, self.space)
         self._as_F = building.parameterization(config).of
+        self.memories = Memories(config.offload, RunFolder(config.run_dir).offload)
         self.student, self.target, networks = self._engines()
         self.adversary = self._adversary()
         self.networks = replace(networks, adversary=self.adversary and Adversary(self.adversary.module, self.adversary))
@@ -53,10 +57,11 @@ class Parts:
     def _engines(self) -> tuple[StudentEngine, TargetNetwork | None, Networks]:
         """The student, its target network and, for a distillation, its teacher: engines of their own."""
         config, data = self.config, self.dataset.description
-        zero = deepspeed_config(config, self.world.size)
+        zero = deepspeed_config(config, self.world.size, gpu=self.world.device.type == "cuda")
         self._blueprint = building.blueprint(config, data)
         first = building.first_values(config, self._blueprint)
-        student = StudentEngine(self._laid_out(self._blueprint, zero, trained=True), config.optimizer, zero)
+        laid_out = self._laid_out(self._blueprint, zero, trained=True)
+        student = StudentEngine(laid_out, config.optimizer, zero, self.memories.optimizer)
         student.shards.fill(first)
         target = None
         if config.objective.has_target:
@@ -83,6 +88,10 @@ class Parts:
         engine = FrozenEngine(self._laid_out(blueprint, zero), zero, self.world.device)
         engine.fill(weights)
         return building.teacher_parameterization(config).of(engine)
+
+    def power_ema(self) -> ShardedPowerEma:
+        """EMA tracks of the run's widths that follow the student from now on."""
+        return ShardedPowerEma(self.student.shards, self.config.ema.widths, self.memories.ema)
 
     def _laid_out(self, blueprint: Blueprint, zero: dict[str, Any], *, trained: bool = False) -> nn.Module:
         return lay_out(blueprint, zero, self.world.device, trained=trained)

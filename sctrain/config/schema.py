@@ -117,6 +117,18 @@ class ComputeConfig(Strict):
     compile: bool = False  # torch.compile for blocks without tangents: the teacher, diffusion; with ZeRO-0 only
 
 
+Place = Literal["device", "cpu", "disk"]
+
+
+class OffloadConfig(Strict):
+    """Where training keeps what a forward does not need. Arithmetic stays what it is; a step waits for the disk."""
+
+    optimizer: Place = "device"  # moments, and masters that are not the weights themselves; elsewhere only in ZeRO-3
+    ema: Place = "device"  # the tracks
+    folder: Path | None = None  # on a fast disk of each machine; None: `offload` in run_dir
+    checkpoint_copy: bool = True  # false: training waits for checkpoints, which take no second copy of the state
+
+
 class RuntimeConfig(Strict):
     """How a run sits on the machine."""
 
@@ -147,5 +159,6 @@ class RunConfig(Strict):
     cadence: CadenceConfig = CadenceConfig()
     guard: GuardConfig = GuardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    offload: OffloadConfig = OffloadConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)  # passed through; what our keys decide is refused here

@@ -36,6 +36,7 @@ from sctrain.sealed_folder import (
     verified,
 )
 from sctrain.tensor_file import TensorFile, write_tensors
+from sctrain.zero.memory import Memory
 from sctrain.zero.pieces import Piece
 
 POLL_SECONDS = 0.05
@@ -110,12 +111,24 @@ class Checkpointer:
     pieces.
     """
 
-    def __init__(self, folder: Path, keep: int, rank: int, world: int, patience_seconds: float = 1800.0):
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        rank: int,
+        world: int,
+        *,
+        patience_seconds: float = 1800.0,
+        copies: bool = True,
+        memory: Memory | None = None,
+    ):
         """Remove what an interrupted run left in `folder`, which all ranks share; UserError if it cannot be written.
 
         Only the `keep` newest checkpoints stay. Rank 0 waits at most `patience_seconds` for the other ranks' parts.
+        Without `copies` training waits until they are written, piece by piece out of `memory`.
         """
         assert keep >= 1 and 0 <= rank < world, (keep, rank, world)
+        self._copies, self._memory = copies, memory or Memory()
         self.folder, self.keep, self.rank, self.world = folder, keep, rank, world
         self._patience = patience_seconds
         self._staging: dict[str, Tensor] = {}
@@ -139,13 +152,19 @@ class Checkpointer:
         self.wait()
         if images != self._newest:
             self._newest = images
-            self._stage(tensors)
+            if self._copies:
+                self._stage(tensors)
+            else:
+                self._staging = {key: piece.local for key, piece in tensors.items()}
             intervals = {key: (piece.start, piece.stop) for key, piece in tensors.items()}
             shapes = {key: piece.shape for key, piece in tensors.items()}
             manifest = {"images": images, "world": self.world, "tensors": shapes, "record": record}
             final = self.folder / image_count_name(images)
             self._thread = threading.Thread(target=self._work, args=(final, intervals, manifest), daemon=True)
             self._thread.start()
+            if not self._copies:
+                self._thread.join()
+                self._staging = {}
         return time.perf_counter() - begin
 
     @property
@@ -189,8 +208,13 @@ class Checkpointer:
     def _write_shard(self, partial: Path, intervals: Mapping[str, tuple[int, int]]) -> None:
         partial.mkdir(exist_ok=True)
         shapes = {key: tuple(values.shape) for key, values in self._staging.items()}
-        written = write_tensors(partial / _shard_name(self.rank), shapes, self._staging.items())
+        written = write_tensors(partial / _shard_name(self.rank), shapes, self._pieces())
         write_json(partial / _sidecar_name(self.rank), {"file": written, "intervals": intervals})
+
+    def _pieces(self) -> Iterator[tuple[str, Tensor]]:
+        for key, values in self._staging.items():
+            yield key, values
+            self._memory.relieve(values.nbytes)
 
     def _complete(self, final: Path, manifest: dict[str, Any]) -> None:
         partial = partial_folder(final)

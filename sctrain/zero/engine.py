@@ -18,6 +18,7 @@ from sctrain.blueprint import Values
 from sctrain.config.schema import OptimizerConfig
 from sctrain.zero.construction import partitioned, stage
 from sctrain.zero.internals import Zero3, carry_tangents, compute_shard, release_shards, sharing_masters, whole_shape
+from sctrain.zero.memory import Memory
 from sctrain.zero.pieces import interval
 from sctrain.zero.shards import PartitionedShards, ReplicatedShards, Shards
 
@@ -35,16 +36,24 @@ class StepResult:
 class StudentEngine:
     """A network whose gradients are averaged over all ranks; ZeRO-3 partitions all there is of it."""
 
-    def __init__(self, network: nn.Module, optimizer: OptimizerConfig, config: dict[str, Any]):
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerConfig,
+        config: dict[str, Any],
+        memory: Memory | None = None,
+    ):
+        """`memory` is where the optimizer's state lives; other than the device's it takes ZeRO-3."""
         make = _OPTIMIZERS[optimizer.name]
         inner = make(network.parameters(), lr=optimizer.learning_rate, betas=optimizer.betas, eps=optimizer.eps)
         # DeepSpeed replaces the optimizer's parameters by fp32 masters, unless they are that already.
         with sharing_masters():
             self._engine, *_ = deepspeed.initialize(model=network, optimizer=inner, config=copy.deepcopy(config))
         self.module, self._optimizer, self._config = network, inner, config
-        self._zero3 = Zero3(network) if stage(config) == 3 else None
+        self._zero3, self._memory = Zero3(network) if stage(config) == 3 else None, memory or Memory()
         if self._zero3 is not None:
             carry_tangents(network)
+            self._zero3.move_masters(self._memory.hold)
             self.shards: Shards = PartitionedShards(network)
         else:
             inner.state.clear()  # DeepSpeed may have taken a step of zero gradient, which would count
@@ -100,12 +109,23 @@ class StudentEngine:
         finally:
             frozen.release()
 
-    def _step_if_accepted(self, *arguments: Any) -> Any:
+    def _step_if_accepted(self, *arguments: Any) -> None:
         """In place of the optimizer's own step, which DeepSpeed calls once, or in ZeRO-3 once per group of shards."""
         if self._verdict is None:
             self._norm = self._norm if self._zero3 is None else self._zero3.gradient_norm
             self._verdict = math.isfinite(self._norm) and self._accept(self._norm)
-        return self._step_optimizer(*arguments) if self._verdict else None
+        if self._verdict:
+            self._step_optimizer(*arguments)
+            self._put_away()
+
+    def _put_away(self) -> None:
+        """Have in its memory what the optimizer stepped just now; its first step makes the moments elsewhere."""
+        for group in self._optimizer.param_groups:
+            for stepped in group["params"]:
+                state = self._optimizer.state[stepped]
+                moments = {key: values for key, values in state.items() if values.shape == stepped.shape}
+                state.update({key: self._memory.hold(values) for key, values in moments.items()})
+                self._memory.relieve(stepped.nbytes * (1 + len(moments)))
 
 
 class ExactNetwork(NamedTuple):

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
@@ -136,7 +136,8 @@ class Zero3:
     def __init__(self, module: nn.Module):
         self._zero = next(module.parameters())._z3_optimizer
         for flat in self.flat_masters:
-            flat.grad = None  # what DeepSpeed left there to size up memory
+            if not self._zero.offload_optimizer:
+                flat.grad = None  # what DeepSpeed left there to size up memory
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -146,6 +147,12 @@ class Zero3:
     @property
     def flat_masters(self) -> list[Tensor]:
         return self._zero.fp32_partitioned_groups_flat
+
+    def move_masters(self, hold: Callable[[Tensor], Tensor]) -> None:
+        """Keep masters that are not the weights themselves where `hold` puts them."""
+        for master, weights in zip(self.flat_masters, self._zero.fp16_partitioned_groups_flat, strict=True):
+            if master.data_ptr() != weights.data_ptr():
+                master.data = hold(master.data)
 
     def place(self, parameter: nn.Parameter) -> tuple[int, slice]:
         """Where this rank's piece of a parameter lies in `flat_masters`, and in moments alike; with its padding."""

@@ -96,7 +96,7 @@ class Shards(ABC):
         for group in self._optimizer.param_groups:
             group["lr"] = 0.0
         for tensor in self.stepped:
-            tensor.grad = torch.zeros_like(tensor)
+            tensor.grad = tensor.new_zeros(1).expand_as(tensor)  # without memory of its own
         self._step_once()
         for tensor, gradient in zip(self.stepped, gradients, strict=True):
             tensor.grad = gradient
