@@ -56,7 +56,8 @@ class Trainer:
             self.parts.memories.all,
         )
         self.record = self.state.resume()
-        self.tangents_unverified, self.look_again = self.parts.has_tangents(), False
+        self.tangents_unverified = self.parts.has_tangents() and config.guard.check_tangents
+        self.look_again = False
         self._open()
 
     def _open(self) -> None:

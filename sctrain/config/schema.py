@@ -94,6 +94,7 @@ class GuardConfig(Strict):
     spike_window: Annotated[int, Field(ge=16)] = 256  # steps whose median norm counts, and among which spikes do
     spikes_before_rollback: Annotated[int, Field(ge=0)] = 5  # within the window; 0 never goes back
     max_rollbacks: Annotated[int, Field(ge=0)] = 3  # to the last checkpoint, and past the samples since
+    check_tangents: bool = True  # at the start: ten evaluations of the network, whose layers' outputs are all kept
     tangent_error: Positive = 0.01  # of a block's tangent against central differences, at the start
     precision_error: Positive = 0.1  # of the running precision's tangent against float32, at the start
 

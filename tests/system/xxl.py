@@ -1,11 +1,12 @@
-"""EDM2-XXL trains on a small machine: `make test-xxl`. An hour, 20 GB of memory, 50 GB of disk; docs/xxl.md has its log.
+"""EDM2-XXL trains on a machine of 2 cores and 24 GB: `make test-xxl`, whose log is in docs/xxl.md.
 
-Three sCT steps on two ranks with what is not needed for the forward on the disk, a checkpoint after the second, all
-ranks killed; the same command resumes, and repeats the third step's loss bit for bit. SCTRAIN_XXL overrides keys of the
-description, as YAML: with a smaller network this is a rehearsal.
+One sCT step on two ranks with the moments and the EMA on the disk, a checkpoint, all ranks killed; the same command
+goes on with the next step. SCTRAIN_XXL overrides keys of the description, as YAML: with a smaller network it is a
+rehearsal.
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -27,12 +29,13 @@ PATIENCE = 7200  # seconds per start
 DESCRIPTION = {
     "name": "xxl",
     "network": {"name": "edm2-scm-xxl"},
-    "objective": {"name": "sct", "times": {"mean": -0.8, "std": 1.6}, "tangent_warmup_images": BATCH},
+    "objective": {"name": "sct", "times": {"mean": -0.8, "std": 1.6}},
     "batch": {"global_size": BATCH},
     "budget_images": 100 * BATCH,  # never reached
-    "cadence": {"status": BATCH, "snapshot": 1_000_000, "checkpoint": 2 * BATCH, "keep_checkpoints": 1},
+    "cadence": {"status": BATCH, "snapshot": 1_000_000, "checkpoint": BATCH, "keep_checkpoints": 1},
     "optimizer": {"learning_rate": 1e-4, "eps": 1e-11},
     "compute": {"checkpointing": True},
+    "guard": {"check_tangents": False},  # ten evaluations more, and memory for every layer's output
     "ema": {"widths": [0.1]},
     "offload": {"optimizer": "disk", "ema": "disk", "checkpoint_copy": False},
     "runtime": {"ranks": 2, "threads": 1, "timeout_seconds": 3600.0},
@@ -51,11 +54,10 @@ DESCRIPTION = {
 class Run:
     """One start of `sctrain train`, watched."""
 
-    def __init__(self, config: Path, folder: Path):
+    def __init__(self, config: Path):
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
         command = [sys.executable, "-m", "sctrain", "train", str(config)]
         self._process = subprocess.Popen(command, env=environment, cwd=config.parent, start_new_session=True)
-        self._stats = folder / "stats.jsonl"
         self.peaks: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))  # of each process, GB
         self.least_free = float("inf")
         threading.Thread(target=self._watch, daemon=True).start()
@@ -77,14 +79,10 @@ class Run:
             self.least_free = min(self.least_free, psutil.virtual_memory().available / 1e9)
             time.sleep(0.2)
 
-    def until(self, steps: int) -> list[dict]:
-        """Reports of the first so many steps, once they are there."""
+    def until(self, finished: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE
-        while True:
+        while not finished():
             assert self._process.poll() is None and time.monotonic() < deadline, "it ended, or hangs"
-            lines = self._stats.read_text().splitlines() if self._stats.exists() else []
-            if len(lines) >= steps:
-                return [json.loads(line) for line in lines[:steps]]
             time.sleep(0.2)
 
     def kill(self) -> None:
@@ -103,32 +101,35 @@ def config(tmp_path_factory) -> Path:
     return path
 
 
-def measured(config: Path, steps: int) -> tuple[list[dict], Run]:
-    """The reports of a start that is killed after so many steps in all."""
-    begin, run = time.monotonic(), Run(config, config.parent / "run")
+def measured(config: Path, finished: Callable[[], bool]) -> list[dict]:
+    """The reports of a start that is killed when `finished`."""
+    begin, run = time.monotonic(), Run(config)
     try:
-        reports = run.until(steps)
+        run.until(finished)
     finally:
         run.kill()
     ranks = sorted(run.peaks.values(), key=lambda peak: peak["VmHWM"])[-2:]
     told = " and ".join(f"{peak['VmHWM']:.2f} ({peak['RssAnon']:.2f} of no file)" for peak in ranks)
     print(f"\nafter {time.monotonic() - begin:.0f} s: peak resident GB per rank {told};", end=" ")
     print(f"least memory available on the machine {run.least_free:.1f} GB")
-    for report in reports:
-        print(
-            {key: report[key] for key in ("images", "loss/all", "optimizer/grad_norm", "wall_seconds") if key in report}
-        )
-    return reports, run
+    found = reports(config)
+    for report in found:
+        print({key: report[key] for key in ("images", "loss/all", "optimizer/grad_norm") if key in report})
+    return found
+
+
+def reports(config: Path) -> list[dict]:
+    """Of every step so far."""
+    path = config.parent / "run" / "stats.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def test_xxl_trains_and_resumes(config):
-    first, _ = measured(config, 3)
-    checkpoints = [path.name for path in (config.parent / "run" / "checkpoints").iterdir() if path.name[0] != "."]
-    assert checkpoints == [f"{2 * BATCH:012d}"]
-    size = sum(file.stat().st_size for file in (config.parent / "run" / "checkpoints").rglob("*") if file.is_file())
+    checkpoint = config.parent / "run" / "checkpoints" / f"{BATCH:012d}"
+    first = measured(config, checkpoint.is_dir)
+    size = sum(file.stat().st_size for file in checkpoint.iterdir())
     print(f"checkpoint {size / 1e9:.2f} GB")
-    (config.parent / "run" / "stats.jsonl").unlink()
-    second, _ = measured(config, 1)
-    losses = [report["loss/all"] for report in first]
-    assert all(loss is not None and abs(loss) < 1e6 for loss in losses)
-    assert second[0]["images"] == 3 * BATCH and second[0]["loss/all"] == losses[2]
+    second = measured(config, lambda: len(reports(config)) == 2)
+    assert [report["images"] for report in second] == [BATCH, 2 * BATCH]
+    assert second[0] == first[0] and all(math.isfinite(report["loss/all"]) for report in second)
+    assert all(report["optimizer/grad_norm"] > 0 and report["guard/skipped"] == 0 for report in second)
