@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from data_pipeline.description import DatasetDescription
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.sealed_folder import MANIFEST, read_manifest, verified
+from sctrain.snapshots import StoredWeights
 
 KIND = "exported model"
 Format = Literal["safetensors", "diffusers"]
@@ -37,11 +36,10 @@ class Export:
     about: DatasetDescription
     manifest: dict[str, Any]
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> StoredWeights:
         """By parameter name; UserError if the file is missing or damaged."""
         file = verified(self.folder, self.manifest["weights"], self.manifest, _MEND)
-        prefix = self.manifest["prefix"]
-        return {name.removeprefix(prefix): tensor for name, tensor in load_file(file).items()}
+        return StoredWeights(self.manifest["tensors"], [(1.0, file)], self.manifest["prefix"])
 
 
 def is_export(folder: Path) -> bool:

@@ -7,18 +7,15 @@ A snapshot is complete and verified, or it does not exist. Widths that were not 
 all tracks stored so far (EDM2 section 3.2).
 """
 
+import itertools
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sctrain.config.schema import RunConfig
@@ -26,7 +23,8 @@ from sctrain.errors import UserError
 from sctrain.power_ema import gamma_from_width, posthoc_coefficients, unexplained
 from sctrain.provenance import code_version
 from sctrain.runs import RunFolder, image_count_name, numbered
-from sctrain.sealed_folder import describe_file, flush, partial_folder, read_manifest, seal, verified
+from sctrain.sealed_folder import partial_folder, read_manifest, seal, verified
+from sctrain.tensor_file import TensorFile, write_tensors
 
 MAX_UNEXPLAINED = 0.1  # of the profile's energy
 _AT_ONCE = 2**20  # elements that are summed in float64
@@ -34,33 +32,36 @@ NEGLIGIBLE = 1e-9  # coefficients below it change no fp32 weight, and need no re
 
 
 def publish(
-    folder: Path, images: int, tracks: Mapping[float, Iterable[tuple[str, Tensor]]], config: dict[str, Any]
+    folder: Path,
+    images: int,
+    tracks: Mapping[float, Iterable[tuple[str, Tensor]]],
+    config: dict[str, Any],
+    shapes: Mapping[str, Sequence[int]],
 ) -> Path:
     """Store the tracks after `images` > 0 images, and return their folder; UserError if it cannot be written.
 
-    `tracks` holds whole tensors by parameter name for each relative width. They are consumed one track at a time, and
-    always, since gathering them takes the other ranks too. A snapshot that was published before a resume stays.
-    `config` is the resolved run description, JSON.
+    `tracks` holds, for each relative width, whole tensors by parameter name in the order of `shapes`. They are consumed
+    one tensor at a time, and always, since gathering them takes the other ranks too. A snapshot that was published
+    before a resume stays. `config` is the resolved run description, JSON.
     """
     assert images > 0, "a power-function average needs a history"
     final = folder / image_count_name(images)
-    partial, manifest = partial_folder(final), {"images": images, "widths": list(tracks), "config": config}
-    manifest["code"] = code_version()
+    partial, files, left = partial_folder(final), {}, {width: iter(track) for width, track in tracks.items()}
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        for width, track in tracks.items():
-            tensors = dict(track)
-            save_file(tensors, partial / _file_name(width))
-            flush(partial / _file_name(width))
-            manifest["tensors"] = {name: list(tensor.shape) for name, tensor in tensors.items()}
-        manifest["files"] = {name: describe_file(partial / name) for name in map(_file_name, tracks)}
+        for width, track in left.items():
+            files[_file_name(width)] = write_tensors(partial / _file_name(width), shapes, track)
         if final.exists():
             shutil.rmtree(partial)
         else:
-            seal(final, manifest)
-    except (OSError, SafetensorError) as error:
+            content = {"images": images, "widths": list(tracks), "config": config, "files": files}
+            content["code"] = code_version()
+            seal(final, content | {"tensors": {name: list(shape) for name, shape in shapes.items()}})
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
+        for _ in itertools.chain.from_iterable(left.values()):
+            pass
         mend = "make room or allow writing there, then repeat the command"
         raise UserError(f"{final} could not be written ({error}): {mend}") from error
     return final
@@ -98,39 +99,53 @@ def snapshot_config(run: Path, images: int) -> RunConfig:
         ) from error
 
 
-@dataclass(frozen=True)
-class EmaWeights:
-    """One EMA of a network, a weighted sum of stored files, made tensor by tensor: no more than one is in memory.
+class StoredWeights:
+    """EMA weights of one width in published snapshots: a weighted sum of stored tracks, read piece by piece."""
 
-    Iterating gives (name, float32 tensor on the CPU) in the order of `shapes`.
-    """
+    def __init__(self, shapes: Mapping[str, Sequence[int]], terms: Sequence[tuple[float, Path]], prefix: str = ""):
+        """`terms` are (weight, verified file), in which names begin with `prefix`."""
+        self._prefix = prefix
+        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        self._terms = [(weight, TensorFile(path)) for weight, path in terms]
 
-    shapes: dict[str, list[int]]
-    terms: tuple[tuple[Path, float], ...]  # files that were verified, and their coefficients
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """(stop - start,) float32 on the CPU: that interval of the flattened parameter, summed in float64."""
+        (first, file), *others = self._terms
+        if first == 1 and not others:
+            return file.read(self._prefix + name, start, stop)
+        total = torch.zeros(stop - start, dtype=torch.float64)
+        for weight, file in self._terms:
+            total.add_(file.read(self._prefix + name, start, stop), alpha=weight)
+        return total.float()
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        with ExitStack() as opened:
-            files = [(opened.enter_context(safe_open(path, framework="pt")), factor) for path, factor in self.terms]
-            for name, shape in self.shapes.items():
-                yield name, _weighted_sum([(file.get_slice(name), factor) for file, factor in files], shape)
+        """(name, whole float32 tensor), in the order of `shapes`; none of them is held on to."""
+        return ((name, self._whole(name)) for name in self.shapes)
+
+    def _whole(self, name: str) -> Tensor:
+        whole = torch.empty(math.prod(self.shapes[name]))
+        for start in range(0, len(whole), _AT_ONCE):
+            piece = whole[start : start + _AT_ONCE]
+            piece.copy_(self.read(name, start, start + len(piece)))
+        return whole.view(self.shapes[name])
 
 
-def open_weights(folder: Path, images: int | None, width: float) -> EmaWeights:
-    """EMA weights of the snapshot at `images` (None: the newest), every file checked, none read into memory.
+def open_weights(folder: Path, images: int | None, width: float) -> StoredWeights:
+    """EMA weights of the snapshot at `images` (None: the newest).
 
     A relative width in (0, 0.288) that is not a track of the snapshot is reconstructed from all snapshots up to it.
     UserError if there is no such snapshot, or a file is missing or corrupt.
     """
     history = _history(folder, images)
     target, manifest = history[-1]
-    stored = width in manifest["widths"]
-    chosen = [(target, manifest, width, 1.0)] if stored else _reconstruction(history, width)
-    terms = [(verified(path, _file_name(track), about, _mend(path)), factor) for path, about, track, factor in chosen]
-    return EmaWeights(manifest["tensors"], tuple(terms))
+    if width in manifest["widths"]:
+        file = verified(target, _file_name(width), manifest, _mend(target))
+        return StoredWeights(manifest["tensors"], [(1.0, file)])
+    return _reconstruct(history, width)
 
 
 def load_weights(folder: Path, images: int | None, width: float) -> dict[str, Tensor]:
-    """`open_weights`, all of them in memory, by parameter name."""
+    """All of `open_weights` at once: whole tensors by parameter name."""
     return dict(open_weights(folder, images, width))
 
 
@@ -146,10 +161,8 @@ def _history(folder: Path, images: int | None) -> list[tuple[Path, dict[str, Any
     return [(path, read_manifest(path, _mend(path))) for path in chosen]
 
 
-def _reconstruction(
-    history: list[tuple[Path, dict[str, Any]]], width: float
-) -> list[tuple[Path, dict[str, Any], float, float]]:
-    """(path, manifest, track, coefficient) of the stored tracks whose weighted sum has this width."""
+def _reconstruct(history: list[tuple[Path, dict[str, Any]]], width: float) -> StoredWeights:
+    """The weighted sum of stored tracks that lies nearest to the width."""
     tracks = [(path, manifest, stored) for path, manifest in history for stored in manifest["widths"]]
     stored = [(manifest["images"], gamma_from_width(track)) for _, manifest, track in tracks]
     target, newest_manifest = history[-1]
@@ -161,25 +174,13 @@ def _reconstruction(
             f"{target.parent} cannot give an EMA of width {width:g}: its snapshots miss {missed:.0%} of that profile; "
             f"choose a width near {newest_manifest['widths']}, or publish more snapshots"
         )
-    for path, manifest, _ in tracks:
-        if manifest["tensors"] != newest_manifest["tensors"]:
+    shapes, terms = newest_manifest["tensors"], []
+    for (path, manifest, track), coefficient in zip(tracks, coefficients, strict=True):
+        if manifest["tensors"] != shapes:
             raise UserError(f"{path} and {target} are of different networks: move the one of another run away")
-    chosen = zip(tracks, coefficients, strict=True)
-    return [(*track, coefficient) for track, coefficient in chosen if abs(coefficient) > NEGLIGIBLE]
-
-
-def _weighted_sum(terms: Sequence[tuple[Any, float]], shape: Sequence[int]) -> Tensor:
-    """Of the same tensor in several files, in float64, some rows at a time."""
-    if not shape:
-        return sum((factor * part[...].double() for part, factor in terms), torch.zeros(()).double()).float()
-    out = torch.empty(*shape)
-    rows = max(1, _AT_ONCE // max(1, math.prod(shape[1:])))
-    for start in range(0, shape[0], rows):
-        total = torch.zeros(())
-        for part, factor in terms:
-            total = part[start : start + rows].double().mul_(factor).add_(total)
-        out[start : start + rows] = total
-    return out
+        if abs(coefficient) > NEGLIGIBLE:
+            terms.append((coefficient, verified(path, _file_name(track), manifest, _mend(path))))
+    return StoredWeights(shapes, terms)
 
 
 def _mend(path: Path) -> str:

@@ -1,37 +1,67 @@
-"""Safetensors files written one tensor after the other: of a network of any size, one tensor is in memory at a time."""
+"""safetensors files written and read one tensor, or one piece of a tensor, at a time."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
-_BYTES = 4  # of an F32
 
+def write_tensors(
+    path: Path, shapes: Mapping[str, Sequence[int]], tensors: Iterable[tuple[str, Tensor]]
+) -> dict[str, Any]:
+    """Write float32 tensors, which come in the order of `shapes`, and hold none of them; the file is on the disk then.
 
-def write_tensors(path: Path, shapes: Mapping[str, Sequence[int]], tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Write float32 `tensors` by name, on the CPU, in the order of `shapes`; the file must not exist yet.
-
-    The format has all shapes in front (https://github.com/huggingface/safetensors#format), so they are told first.
+    Returns its size in bytes and sha256, taken of what was to be written, not of what a disk made of it.
     """
-    header, offset = {}, 0
-    for name, shape in shapes.items():
-        end = offset + _BYTES * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the data are aligned
-    wanted = iter(shapes.items())
-    with path.open("xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+    header = _header(shapes)
+    digest, count, names = hashlib.sha256(header), len(header), iter(shapes)
+    with path.open("wb") as file:
+        file.write(header)
         for name, tensor in tensors:
-            expected = next(wanted, None)
-            assert expected is not None and (name, list(tensor.shape)) == (expected[0], list(expected[1])), name
-            assert tensor.dtype == torch.float32 and tensor.device.type == "cpu", name
-            tensor.contiguous().numpy().tofile(file)
-            del tensor  # before the next one is made
-    assert next(wanted, None) is None, "a tensor is missing"
+            assert name == next(names, None) and tuple(tensor.shape) == tuple(shapes[name]), f"{name} is unexpected"
+            assert tensor.dtype == torch.float32, f"{name} is not float32"
+            raw = memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            file.write(raw)
+            digest.update(raw)
+            count += len(raw)
+        assert next(names, None) is None, "some tensors did not come"
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": count, "sha256": digest.hexdigest()}
+
+
+def _header(shapes: Mapping[str, Sequence[int]]) -> bytes:
+    entries, start = {}, 0
+    for name, shape in shapes.items():
+        stop = start + 4 * math.prod(shape)
+        entries[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # data begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text
+
+
+class TensorFile:
+    """An open safetensors file, whose tensors are read as flat pieces."""
+
+    def __init__(self, path: Path):
+        self._file = safe_open(path, "pt")
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """(stop - start,): that interval of the flattened tensor; whole rows of it are read, and no more."""
+        stored = self._file.get_slice(name)
+        shape = stored.get_shape()
+        row = math.prod(shape[1:])
+        if not shape or not row or stop <= start:
+            return self._file.get_tensor(name).flatten()[start:stop]
+        first = start // row
+        return stored[first : -(-stop // row)].flatten()[start - first * row : stop - first * row]

@@ -93,7 +93,7 @@ def _row(found: Plan, room: float) -> dict[str, Any]:
         "held_bytes": found.memory.held,
         "micro_batch_bytes": found.memory.micro_batch,
         "optimizer_step_bytes": found.memory.optimizer,
-        "host_bytes": found.memory.host,
+        "elsewhere_bytes": found.memory.elsewhere,
         "peak_bytes": found.memory.peak,
         "step_seconds": found.speed.seconds,
         "images_per_second": found.speed.images_per_second,
@@ -120,7 +120,7 @@ def _words(found: Plan, room: float) -> str:
     lines = [
         f"{title}: ZeRO-{layout.stage}, {layout.accumulation} x {layout.micro} images per rank and step, {kept}",
         table(("per rank", ""), rows),
-        "host memory per rank: " + ", ".join(f"{name} {_size(size)}" for name, size in memory.host.items()),
+        "elsewhere, per rank: " + ", ".join(f"{name} {_size(size)}" for name, size in memory.elsewhere.items()),
         f"step {speed.seconds:.3g} s, {speed.images_per_second:,.0f} images/s ({speed.source}); "
         f"{speed.flops / 1e12:,.1f} TFLOP and {_size(speed.sent)} received per rank and step",
     ]

@@ -9,12 +9,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from models.attention import Backend
-from models.registry import NetworkOptions
+from models.registry import UNNAMED, NetworkOptions
 from sctrain.config.base import Fraction, Images, Positive, Share, Strict, Width
 from sctrain.config.objectives import Objective
+
+
+def _named(network: Any) -> Any:
+    """A mapping without a name is the first family's."""
+    return {"name": UNNAMED, **network} if isinstance(network, dict) else network
+
+
+Network = Annotated[Annotated[NetworkOptions, Field(discriminator="name")], BeforeValidator(_named)]
 
 
 class DataConfig(Strict):
@@ -86,6 +94,7 @@ class GuardConfig(Strict):
     spike_window: Annotated[int, Field(ge=16)] = 256  # steps whose median norm counts, and among which spikes do
     spikes_before_rollback: Annotated[int, Field(ge=0)] = 5  # within the window; 0 never goes back
     max_rollbacks: Annotated[int, Field(ge=0)] = 3  # to the last checkpoint, and past the samples since
+    check_tangents: bool = True  # at the start: ten evaluations of the network, whose layers' outputs are all kept
     tangent_error: Positive = 0.01  # of a block's tangent against central differences, at the start
     precision_error: Positive = 0.1  # of the running precision's tangent against float32, at the start
 
@@ -117,6 +126,18 @@ class ComputeConfig(Strict):
     compile: bool = False  # torch.compile for blocks without tangents: the teacher, diffusion; with ZeRO-0 only
 
 
+Place = Literal["device", "cpu", "disk"]
+
+
+class OffloadConfig(Strict):
+    """Where training keeps what a forward does not need. Arithmetic stays what it is; a step waits for the disk."""
+
+    optimizer: Place = "device"  # moments, and masters that are not the weights themselves; elsewhere only in ZeRO-3
+    ema: Place = "device"  # the tracks
+    folder: Path | None = None  # on a fast disk of each machine; None: `offload` in run_dir
+    checkpoint_copy: bool = True  # false: training waits for checkpoints, which take no second copy of the state
+
+
 class RuntimeConfig(Strict):
     """How a run sits on the machine."""
 
@@ -134,7 +155,7 @@ class RunConfig(Strict):
     sigma_data: Positive = 0.5
     noise_input: Literal["t", "log_sigma"] = "t"  # what the network is told: log_sigma is EDM's ln(sigma) / 4
     data: DataConfig
-    network: NetworkOptions
+    network: Network
     objective: Objective
     teacher: WeightsFrom | None = None  # needed by distillations
     start_from: WeightsFrom | None = None  # initial weights; None: fresh, but a distillation starts from its teacher
@@ -147,5 +168,6 @@ class RunConfig(Strict):
     cadence: CadenceConfig = CadenceConfig()
     guard: GuardConfig = GuardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    offload: OffloadConfig = OffloadConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)  # passed through; what our keys decide is refused here

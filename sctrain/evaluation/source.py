@@ -44,9 +44,7 @@ class Source:
         if self.export is None:
             weights = WeightsFrom(run=self.place, images=self.images, ema=self.ema)
             return building.trained_network(self.config, self.about, weights)
-        network = building.fresh_network(self.config, self.about)
-        building.load_into(network, self.export.weights(), self.place)
-        return network
+        return building.network_with(self.config, self.about, self.export.weights(), self.place)
 
 
 def _exported(place: Path, ema: float | None) -> Source:

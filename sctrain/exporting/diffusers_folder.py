@@ -16,7 +16,7 @@ from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.evaluation.method import guidance_scale, samplers, student_methods, times_of
 from sctrain.files import write_json
-from sctrain.snapshots import EmaWeights
+from sctrain.snapshots import StoredWeights
 from sctrain.tensor_file import write_tensors
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -40,7 +40,7 @@ def refuse_unfit(run: Path, config: RunConfig) -> None:
         )
 
 
-def write(folder: Path, config: RunConfig, about: DatasetDescription, weights: EmaWeights) -> dict[str, Any]:
+def write(folder: Path, config: RunConfig, about: DatasetDescription, weights: StoredWeights) -> dict[str, Any]:
     """All but the model card; where the weights are, and what their names begin with."""
     name = component(config)
     for part in (name, "scheduler"):

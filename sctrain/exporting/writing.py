@@ -18,7 +18,7 @@ from sctrain.files import write_text
 from sctrain.provenance import code_version
 from sctrain.runs import RunFolder, image_count_name
 from sctrain.sealed_folder import describe_file, flush, partial_folder, read_manifest, seal
-from sctrain.snapshots import EmaWeights, open_weights, snapshot_config
+from sctrain.snapshots import StoredWeights, open_weights, snapshot_config
 from sctrain.tensor_file import write_tensors
 
 WEIGHTS = "model.safetensors"
@@ -41,6 +41,7 @@ def export(run: Path, images: int, ema: float, kind: Format, to: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         manifest = _manifest(run, images, ema, config, about) | _write(partial, kind, config, about, weights)
+        manifest["tensors"] = {name: list(shape) for name, shape in weights.shapes.items()}
         write_text(partial / "README.md", model_card(run, manifest, config, about, kind))
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         for path in files:
@@ -69,7 +70,7 @@ def _manifest(run: Path, images: int, ema: float, config: RunConfig, about: Data
 
 
 def _write(
-    folder: Path, kind: Format, config: RunConfig, about: DatasetDescription, weights: EmaWeights
+    folder: Path, kind: Format, config: RunConfig, about: DatasetDescription, weights: StoredWeights
 ) -> dict[str, Any]:
     """All but card and manifest; where the weights are, and what their names begin with."""
     if kind == "safetensors":

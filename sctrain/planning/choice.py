@@ -27,7 +27,7 @@ _LEAN = {
         }
     }
 }
-_OFFLOAD = {"deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}}
+_OFFLOAD = {"offload": {"optimizer": "cpu", "ema": "cpu"}}
 _LADDER: tuple[tuple[dict[str, Any], ...], ...] = (
     (),
     (_CHECKPOINTING,),

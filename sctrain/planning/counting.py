@@ -7,6 +7,7 @@ on a GPU alone are counted as the CPU's implementation of the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -47,8 +48,7 @@ class Counted:
 
 def parameter_sizes(config: RunConfig, about: DatasetDescription) -> list[int]:
     """Elements of each parameter of the student, built without memory."""
-    with torch.device("meta"):
-        return [parameter.numel() for parameter in building.fresh_network(config, about).parameters()]
+    return [math.prod(shape) for shape in building.blueprint(config, about).shapes.values()]
 
 
 def count(
@@ -68,7 +68,7 @@ def count(
     """
     draws, objective = _drawn(config, about, micro)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        networks, modules = _networks(config, about, tangents)
+        networks, modules = _networks(config, about, mode, tangents)
         draws = _faked(draws, mode)
         gatherings = [] if sizes is None else [Zero3Gathering(module, sizes) for module in modules]
         if sizes is None and not keeps_gradients:
@@ -115,32 +115,35 @@ def _drawn(config: RunConfig, about: DatasetDescription, micro: int) -> tuple[Dr
     return objective.draw(generator, batch, Progress(config.budget_images // 2, config.budget_images)), objective
 
 
-def _networks(config: RunConfig, about: DatasetDescription, tangents: bool) -> tuple[Networks, list[nn.Module]]:
+def _networks(
+    config: RunConfig, about: DatasetDescription, mode: FakeTensorMode, tangents: bool
+) -> tuple[Networks, list[nn.Module]]:
     """As `Parts` builds them; a teacher is taken to be of the student's shape, which the run will insist on."""
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     as_F = building.parameterization(config).of
-    student = _in_dtype(building.fresh_network(config, about), dtype)
+    student = _fake_network(config, about, mode, dtype)
     modules, teacher, target = [student], None, None
     if config.objective.has_target:
-        modules.append(_in_dtype(building.fresh_network(config, about), dtype).requires_grad_(False))
+        modules.append(_fake_network(config, about, mode, dtype).requires_grad_(False))
         modules[-1].train(not config.objective.target_teaches)
         target = as_F(modules[-1])
     if config.objective.distils and not config.objective.target_teaches:
         like = config.model_copy(update={"objective": TrigFlowObjective()})
-        modules.append(_in_dtype(building.fresh_network(like, about), dtype).requires_grad_(False).eval())
+        modules.append(_fake_network(like, about, mode, dtype).requires_grad_(False).eval())
         teacher = building.parameterization(like).of(modules[-1])
     return Networks(as_F(student), _engine(config, tangents), teacher, target), modules
 
 
-def _in_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """As `network.to(dtype)`, which fake parameters refuse."""
+def _fake_network(config: RunConfig, about: DatasetDescription, mode: FakeTensorMode, dtype: torch.dtype) -> nn.Module:
+    network = building.blueprint(config, about).skeleton()
     for module in network.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[name] = nn.Parameter(parameter.detach().to(dtype))
+                module._parameters[name] = nn.Parameter(torch.empty(parameter.shape, dtype=dtype))
         for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_floating_point():
-                module._buffers[name] = buffer.to(dtype)
+            if buffer is not None:
+                fake = mode.from_tensor(buffer)
+                module._buffers[name] = fake.to(dtype) if buffer.is_floating_point() else fake
     return network
 
 

@@ -56,8 +56,9 @@ def random_teacher(config: RunConfig, folder: Path) -> list[str]:
             "run_dir": folder,
         }
     )
-    network, width = building.fresh_network(teacher, described(config)), config.ema.widths[0]
-    publish(RunFolder(folder).snapshots, 1, {width: network.state_dict().items()}, teacher.model_dump(mode="json"))
+    network, width = building.blueprint(teacher, described(config)), config.ema.widths[0]
+    tracks = {width: ((name, network.draw(name, config.seed)) for name in network.shapes)}
+    publish(RunFolder(folder).snapshots, 1, tracks, teacher.model_dump(mode="json"), network.shapes)
     source = WeightsFrom(run=folder, images=1, ema=width)
     return [f"teacher.{key}={value}" for key, value in source.model_dump(mode="json").items()]
 
@@ -69,7 +70,7 @@ def measure(config: RunConfig, file: Path) -> None:
         about = described(config)
         parts: Any = Parts(config, world, SimpleNamespace(description=about))  # pyright: ignore[reportArgumentType]
         layout = Layout(config, about, world.size)
-        ema = ShardedPowerEma(parts.student.shards, config.ema.widths)
+        ema = parts.power_ema()
         for number in range(STEPS - 1):
             _step(parts, ema, layout, number)
         held, peak = _memory(parts, ema, layout, world)

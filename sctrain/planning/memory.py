@@ -25,7 +25,7 @@ class Memory:
     held: dict[str, int]
     micro_batch: dict[str, int]  # forward and backward
     optimizer: int  # its step, when activations are gone
-    host: dict[str, int] = field(default_factory=dict)  # in the machine's own memory
+    elsewhere: dict[str, int] = field(default_factory=dict)  # in the machine's own memory, or on its disk
 
     @property
     def peak(self) -> int:
@@ -45,7 +45,7 @@ class Layout:
     @property
     def zero(self) -> dict:
         """DeepSpeed's `zero_optimization`, complete."""
-        return deepspeed_config(self.config, self.world)["zero_optimization"]
+        return deepspeed_config(self.config, self.world, gpu=self.device == "cuda")["zero_optimization"]
 
     @property
     def stage(self) -> int:
@@ -76,11 +76,6 @@ class Layout:
         """Whether a network of its own teaches."""
         return self.config.objective.distils and not self.config.objective.target_teaches
 
-    def offload(self, what: str) -> str | None:
-        """`cpu` or `nvme` where the optimizer or the parameters are kept there."""
-        device = (self.zero.get(f"offload_{what}") or {}).get("device", "none")
-        return None if device == "none" else device
-
 
 def memory(layout: Layout, counted: Counted | None = None, *, itemised: bool = True) -> Memory:
     """Counted by running a micro-batch on fake tensors; `counted` is that count, where it is known.
@@ -89,7 +84,7 @@ def memory(layout: Layout, counted: Counted | None = None, *, itemised: bool = T
     """
     config, about, micro = layout.config, layout.about, layout.micro
     numels = parameter_sizes(config, about)
-    held, host = _held(layout, numels)
+    held, elsewhere = _held(layout, numels)
     whole = counted or counted_of(layout)
     split = {"forward and backward": whole.peak}
     if itemised:
@@ -102,7 +97,7 @@ def memory(layout: Layout, counted: Counted | None = None, *, itemised: bool = T
             "tangent workspace": tangent,
             "gather buffers" if layout.stage == 3 else "its gradients": whole.peak - together.peak,
         }
-    return Memory(held, split, _optimizer_step(layout, numels), host)
+    return Memory(held, split, _optimizer_step(layout, numels), elsewhere)
 
 
 def counted_of(layout: Layout) -> Counted:
@@ -112,7 +107,7 @@ def counted_of(layout: Layout) -> Counted:
 
 
 def _held(layout: Layout, numels: list[int]) -> tuple[dict[str, int], dict[str, int]]:
-    """On the device, and on the host."""
+    """On the device, and elsewhere."""
     total, sizes, b = sum(numels), layout.sizes, layout.bytes_each
     share = sum(-(-n // layout.world) for n in numels)  # EMA and target are sharded in every stage
     if sizes is None:
@@ -121,9 +116,10 @@ def _held(layout: Layout, numels: list[int]) -> tuple[dict[str, int], dict[str, 
         shards = sum(map(sizes.shard, numels))
         held = {
             "parameters": b * (shards + sum(n for n in numels if sizes.persists(n))),
-            "masters": FP32 * shards,
+            "masters": FP32 * shards if b < FP32 else 0,  # float32 weights are their own
             "moments": 2 * FP32 * shards,
-            "gradients": b * (shards + sizes.bucket),
+            "gradients": b * shards,
+            "reduce bucket": b * sizes.bucket,
         }
     compute = b * (total if sizes is None else share)
     held["EMA tracks"] = FP32 * share * len(layout.config.ema.widths)
@@ -131,13 +127,22 @@ def _held(layout: Layout, numels: list[int]) -> tuple[dict[str, int], dict[str, 
         held["target"] = FP32 * share + compute
     if layout.has_teacher:
         held["teacher"] = compute
-    host: dict[str, int] = {}
-    if layout.offload("optimizer"):
-        place = "optimizer in host memory" if layout.offload("optimizer") == "cpu" else "optimizer on disk"
-        host[place] = held.pop("masters") + held.pop("moments") + FP32 * share
-    tracks = len(layout.config.ema.widths) + layout.config.objective.has_target
-    host["checkpoint staging"] = FP32 * share * (3 + tracks)
-    return held, host
+    return _offloaded(layout, held, share)
+
+
+def _offloaded(layout: Layout, held: dict[str, int], share: int) -> tuple[dict[str, int], dict[str, int]]:
+    """What stays on the device, and what is kept on the host or on a disk."""
+    offload, elsewhere = layout.config.offload, {}
+    moved = {"EMA tracks": offload.ema, "moments": offload.optimizer, "masters": offload.optimizer}
+    if "offload_optimizer" in layout.zero:  # DeepSpeed's own, which keeps gradients and masters there in any case
+        moved["gradients"] = offload.optimizer
+    for name, place in moved.items():
+        if place != "device" and held.get(name):
+            elsewhere[f"{name} ({'host' if place == 'cpu' else 'disk'})"] = held.pop(name)
+    if offload.checkpoint_copy:
+        tracks = len(layout.config.ema.widths) + layout.config.objective.has_target
+        elsewhere["checkpoint staging (host)"] = FP32 * share * (3 + tracks)
+    return held, elsewhere
 
 
 def _replicated(layout: Layout, total: int) -> dict[str, int]:
@@ -153,7 +158,7 @@ def _replicated(layout: Layout, total: int) -> dict[str, int]:
 def _optimizer_step(layout: Layout, numels: list[int]) -> int:
     """Peak of an optimizer step by PyTorch's own optimizer; in ZeRO-3 of the largest group that is stepped at once."""
     sizes, low = layout.sizes, layout.bytes_each < FP32
-    if layout.offload("optimizer"):
+    if layout.config.offload.optimizer != "device":
         return 0
     steps = numels if sizes is None else [max(_groups(numels, sizes))]
     make = torch.optim.RAdam if layout.config.optimizer.name == "radam" else torch.optim.Adam
