@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from data_pipeline.cache import CacheOptions
 from data_pipeline.description import DatasetDescription
+from data_pipeline.latents import CONVENTIONS
 from data_pipeline.loader import ShardedDataset, open_dataset
 from models.execution import Execution
 from models.layers import Conditioning
@@ -16,6 +17,7 @@ from sctrain.config.loading import difference
 from sctrain.config.objectives import Diffusion
 from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.errors import UserError
+from sctrain.latents import LatentSpace
 from sctrain.parameterization import Parameterization
 from sctrain.processes import ModelSpace
 from sctrain.runs import RunFolder, is_finished
@@ -56,13 +58,32 @@ def open_split(config: RunConfig) -> ShardedDataset:
 
 def model_space(config: RunConfig, data: DatasetDescription) -> ModelSpace:
     """Pixels, or latents as they are, to x of standard deviation sigma_data."""
+    _refuse_another_convention(config, data)
     for key in ("mean", "std"):
         if len(getattr(config.data, key)) not in (1, data.channels):
             raise UserError(
                 f"data.{key} has {len(getattr(config.data, key))} values for images of {data.channels} channels"
             )
-    unit = 255.0 if data.latents is None else 1.0
-    return ModelSpace(tuple(config.data.mean), tuple(config.data.std), config.sigma_data, unit)
+    at = (tuple(config.data.mean), tuple(config.data.std), config.sigma_data)
+    if data.latents is None:
+        return ModelSpace(*at)
+    return LatentSpace(*at, 1.0, config.data.vae, config.data.latents)
+
+
+def _refuse_another_convention(config: RunConfig, data: DatasetDescription) -> None:
+    """UserError unless the run takes the latents for what they are."""
+    stored = None if data.latents is None else data.latents.convention
+    theirs, ours = stored if stored in CONVENTIONS else None, config.data.latents
+    if theirs == ours:
+        return
+    if data.latents is None:
+        raise UserError(f"data.latents is {ours}, but {config.data.url} holds images: remove it, or prepare latents")
+    if theirs is None:
+        raise UserError(f"{config.data.url} holds latents of convention '{stored}', not {ours}: remove 'data.latents'")
+    raise UserError(
+        f"{config.data.url} holds latents of convention {theirs}, this run has data.latents "
+        f"{ours or 'none'}: set it to {theirs}, for the same image is another x"
+    )
 
 
 def fresh_network(config: RunConfig, data: DatasetDescription) -> nn.Module:
@@ -104,6 +125,7 @@ def refuse_unfit_sources(config: RunConfig) -> None:
     if start is None:
         return
     _refuse_another_input(config, start)
+    _refuse_other_latents(config, start, _described(start))
     _refuse_another_network(config, start)
     started = _described(start).objective.name
     if config.objective.name == "lcf" and started not in ("lcm", "lcf"):
@@ -129,6 +151,7 @@ def _refuse_as_teacher(config: RunConfig, source: WeightsFrom) -> None:
             f"{source.run} was trained with sigma_data {taught.sigma_data}, this run has {config.sigma_data}; "
             "set 'sigma_data' to the teacher's"
         )
+    _refuse_other_latents(config, source, taught)
     for key in ("mean", "std"):
         theirs, ours = (list(getattr(run.data, key)) for run in (taught, config))
         if (len(theirs) == len(ours) and theirs != ours) or {*theirs} != {*ours}:  # one value stands for all channels
@@ -137,6 +160,14 @@ def _refuse_as_teacher(config: RunConfig, source: WeightsFrom) -> None:
                 f"set 'data.{key}' to the teacher's"
             )
     _refuse_another_network(config, source)
+
+
+def _refuse_other_latents(config: RunConfig, source: WeightsFrom, theirs: RunConfig) -> None:
+    if theirs.data.latents != config.data.latents:
+        raise UserError(
+            f"{source.run} was trained on {theirs.data.latents or 'no'} latents, this run has "
+            f"data.latents {config.data.latents or 'none'}: use data and weights of one convention"
+        )
 
 
 def _refuse_another_network(config: RunConfig, source: WeightsFrom) -> None:

@@ -146,6 +146,7 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--class", type=int, dest="label", metavar="CLASS", help="one class only")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance (default: the run's scale; 1: none)")
     parser.add_argument("--ema", type=float, help="relative EMA width (default: the run's first to be scored)")
+    parser.add_argument("--vae", type=Path, metavar="FOLDER", help="auto-encoder that decodes latents (or data.vae)")
     parser.add_argument("--out", type=Path, default=Path("grid.png"), help="image file (default: grid.png)")
 
 

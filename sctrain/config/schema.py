@@ -7,10 +7,11 @@ so a change of batch size or a slow machine changes nothing else.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from data_pipeline.latents import CONVENTIONS, ConventionName
 from models.attention import Backend
 from models.registry import NetworkOptions
 from sctrain.config.base import Fraction, Images, Positive, Share, Strict, Width
@@ -24,6 +25,8 @@ class DataConfig(Strict):
     split: str = "train"
     mean: tuple[float, ...] = (0.5,)  # per channel, or one for all; pixels scaled to [0, 1]
     std: tuple[Positive, ...] = (0.25,)  # 0.5 and 0.25 give the usual [-1, 1] where sigma_data is 0.5
+    latents: ConventionName | None = None  # the published convention of latents; gives mean and std
+    vae: Path | None = None  # folder of the auto-encoder that turns drawn latents into pictures
     workers: Annotated[int, Field(ge=0)] = 0  # processes per rank; 0 prefetches in a thread
     prefetch_batches: Annotated[int, Field(ge=1)] = 4
     shuffle_window: Annotated[int, Field(ge=1)] = 65_536  # samples over which neighbours are spread
@@ -32,6 +35,24 @@ class DataConfig(Strict):
     cache_bytes: Images = 16 * 2**30  # at most, over all data sets in that folder; 0 is off
     max_corrupt_share: Share = 0.001  # of the samples read: so many are replaced if damaged, more stop the run
     on_lost_shard: Literal["stop", "replace"] = "stop"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_convention(cls, values: Any) -> Any:
+        """Mean and std of the named convention, where they are not given."""
+        known = CONVENTIONS.get(str(values.get("latents"))) if isinstance(values, dict) else None
+        return values if known is None else {"mean": known.mean, "std": known.std, **values}
+
+    @model_validator(mode="after")
+    def _keep_the_convention(self) -> Self:
+        if self.latents is not None:
+            for key in ("mean", "std"):
+                theirs, ours = getattr(CONVENTIONS[self.latents], key), getattr(self, key)
+                if theirs != ours:
+                    raise ValueError(
+                        f"{key} {list(ours)} is not that of latents: {self.latents}, {list(theirs)}; remove it"
+                    )
+        return self
 
 
 class WeightsFrom(Strict):

@@ -19,6 +19,8 @@ FLOORS = {
     "sctrain.errors": 1,
     "sctrain.files": 1,
     "sctrain.guidance": 1,
+    "sctrain.latents": 1,
+    "sctrain.vae": 1,
     "sctrain.allocator": 1,
     "sctrain.augmentation": 1,
     "sctrain.power_ema": 1,
