@@ -174,7 +174,7 @@ def _refuse_another_network(config: RunConfig, source: WeightsFrom) -> None:
     """Not all options show in the shapes of weights: heads do not, nor does the embedding of time."""
     theirs, ours = asdict(_described(source).network), asdict(config.network)
     for key in ours | theirs:
-        if key != "dropout" and theirs.get(key) != ours.get(key):
+        if not key.startswith("dropout") and theirs.get(key) != ours.get(key):
             raise UserError(
                 f"{source.run} was trained with network.{key} {theirs.get(key)}, this run has {ours.get(key)}; "
                 "use the 'network' of that run"

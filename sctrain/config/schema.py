@@ -9,13 +9,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from data_pipeline.latents import CONVENTIONS, ConventionName
 from models.attention import Backend
-from models.registry import NetworkOptions
+from models.registry import UNNAMED, NetworkOptions
 from sctrain.config.base import Fraction, Images, Positive, Share, Strict, Width
 from sctrain.config.objectives import Objective
+
+
+def _named(network: Any) -> Any:
+    """A mapping without a name is the first family's."""
+    return {"name": UNNAMED, **network} if isinstance(network, dict) else network
+
+
+Network = Annotated[Annotated[NetworkOptions, Field(discriminator="name")], BeforeValidator(_named)]
 
 
 class DataConfig(Strict):
@@ -155,7 +163,7 @@ class RunConfig(Strict):
     sigma_data: Positive = 0.5
     noise_input: Literal["t", "log_sigma"] = "t"  # what the network is told: log_sigma is EDM's ln(sigma) / 4
     data: DataConfig
-    network: NetworkOptions
+    network: Network
     objective: Objective
     teacher: WeightsFrom | None = None  # needed by distillations
     start_from: WeightsFrom | None = None  # initial weights; None: fresh, but a distillation starts from its teacher
