@@ -114,7 +114,7 @@ def told(config: RunConfig, data: DatasetDescription) -> Conditioning:
 
 def parameterization(config: RunConfig) -> Parameterization:
     """How the output of this run's network becomes F."""
-    return Parameterization(config.sigma_data, config.noise_input, config.objective.anchor)
+    return Parameterization(config.sigma_data, config.noise_input, config.objective.anchor, config.network_output)
 
 
 def refuse_unfit_sources(config: RunConfig) -> None:
@@ -182,12 +182,15 @@ def _refuse_another_network(config: RunConfig, source: WeightsFrom) -> None:
 
 
 def _refuse_another_input(config: RunConfig, source: WeightsFrom) -> None:
-    """UserError if the weights come from a network that is told another function of the noise."""
-    theirs = _described(source).noise_input
-    if theirs != config.noise_input:
-        raise UserError(
-            f"the network of {source.run} is told {theirs}: set 'noise_input' to {theirs}, or start from another"
-        )
+    """UserError if the weights come from a network that is told, or says, something else, and is not to relearn it."""
+    described = _described(source)
+    for key, does in (("noise_input", "is told"), ("network_output", "says the")):
+        theirs = getattr(described, key)
+        if theirs != getattr(config, key) and not source.relearns:
+            raise UserError(
+                f"the network of {source.run} {does} {theirs}: set '{key}' to {theirs}, start from another, or let it "
+                "learn the change with 'start_from.relearns' true"
+            )
 
 
 def teacher_network(config: RunConfig, data: DatasetDescription) -> nn.Module:

@@ -16,6 +16,7 @@ from models.attention import Backend
 from models.registry import UNNAMED, NetworkOptions
 from sctrain.config.base import Fraction, Images, Positive, Share, Strict, Width
 from sctrain.config.objectives import Objective
+from sctrain.parameterization import NetworkOutput, NoiseInput
 
 
 def _named(network: Any) -> Any:
@@ -69,6 +70,7 @@ class WeightsFrom(Strict):
     run: Path
     images: Images | None = None  # which snapshot; None is the newest
     ema: Width  # reconstructed post hoc if not a track
+    relearns: bool = False  # of start_from: the network was told, or said, something else; training has to change that
 
 
 class BatchConfig(Strict):
@@ -161,7 +163,9 @@ class RunConfig(Strict):
     run_dir: Path
     seed: int = 0
     sigma_data: Positive = 0.5
-    noise_input: Literal["t", "log_sigma"] = "t"  # what the network is told: log_sigma is EDM's ln(sigma) / 4
+    noise_input: NoiseInput = "t"  # what the network is told: log_sigma is EDM's ln(sigma) / 4; vp, ddpm: steps to 999
+    network_output: NetworkOutput = "velocity"  # or noise: what the network says of its input (imported ones)
+    licence: str = ""  # of weights and data that came from elsewhere, for the model card
     data: DataConfig
     network: Network
     objective: Objective

@@ -54,7 +54,9 @@ def _read_zip(path: Path, data: memoryview) -> Any:
     if bytes(members.get(f"{root}byteorder", b"little")) != b"little":
         raise NotInertError("its numbers are of another byte order")
     kept: dict[str, Storage] = {}
-    found = InertUnpickler(Source(members[f"{root}data.pkl"]), network_names(), lambda pid: storage_of(pid, kept)).load()
+    found = InertUnpickler(
+        Source(members[f"{root}data.pkl"]), network_names(), lambda pid: storage_of(pid, kept)
+    ).load()
     for key, storage in kept.items():
         storage.data = members.get(f"{root}data/{key}")
     return found
@@ -115,6 +117,6 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors by name, the file's own remarks)."""
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no safetensors file that can be read ({error})") from error

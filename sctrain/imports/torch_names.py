@@ -120,7 +120,9 @@ def _dictionary(*pairs: Any) -> dict[Any, Any]:
     if not pairs:
         return {}
     (items,) = pairs
-    if not isinstance(items, list) or not all(isinstance(item, list | tuple) and type(item[0]) is str for item in items):
+    if not isinstance(items, list) or not all(
+        isinstance(item, list | tuple) and type(item[0]) is str for item in items
+    ):
         raise NotInertError("a dictionary is made of something that is no list of pairs")
     return {key: value for key, value in items}
 

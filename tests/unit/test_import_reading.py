@@ -153,12 +153,17 @@ def test_nothing_hostile_is_run(tmp_path: Path, kind: str, wrapped: str):
 def test_the_traps_work(tmp_path: Path):
     """Else the tests above could not fail."""
     pickle.loads(HOSTILE["os.system"](tmp_path / "a"))
-    pickle.loads(HOSTILE["in a list of a state"](tmp_path / "b").replace(b"torch_utils.persistence", b"builtins")
-                 if False else dumped([Trap(tmp_path / "b")]))
+    pickle.loads(
+        HOSTILE["in a list of a state"](tmp_path / "b").replace(b"torch_utils.persistence", b"builtins")
+        if False
+        else dumped([Trap(tmp_path / "b")])
+    )
     assert (tmp_path / "a").exists() and (tmp_path / "b").exists()
 
 
-def rebuilt(size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0, storage: torch.Tensor | None = None) -> bytes:
+def rebuilt(
+    size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0, storage: torch.Tensor | None = None
+) -> bytes:
     numbers = (torch.ones(4) if storage is None else storage).storage()
 
     class Tensor:
