@@ -1,4 +1,4 @@
-"""What the pickles of PyTorch networks name: tensors, modules, numpy's arrays; and the tensors out of their storages."""
+"""What pickled networks of PyTorch name: tensors, modules, numpy's arrays; and the tensors out of their storages."""
 
 import re
 from collections.abc import Callable

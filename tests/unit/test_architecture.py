@@ -36,6 +36,7 @@ FLOORS = {
     "sctrain.signals": 1,
     "sctrain.trials": 2,
     "sctrain.building": 2,
+    "sctrain.imports": 2,
     "sctrain.editing": 2,
     "sctrain.guard": 2,
     "sctrain.monitor": 2,

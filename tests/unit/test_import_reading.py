@@ -16,7 +16,7 @@ from torch import nn
 
 from sctrain.errors import UserError
 from sctrain.imports.files import module_tensors, read_file, tensors_of
-from sctrain.imports.inert import Recorded
+from sctrain.imports.inert import NotInertError, Recorded
 from sctrain.imports.torch_names import StoredTensor, as_array
 
 STATE = {
@@ -152,19 +152,13 @@ def test_nothing_hostile_is_run(tmp_path: Path, kind: str, wrapped: str):
 
 def test_the_traps_work(tmp_path: Path):
     """Else the tests above could not fail."""
-    pickle.loads(HOSTILE["os.system"](tmp_path / "a"))
-    pickle.loads(
-        HOSTILE["in a list of a state"](tmp_path / "b").replace(b"torch_utils.persistence", b"builtins")
-        if False
-        else dumped([Trap(tmp_path / "b")])
-    )
-    assert (tmp_path / "a").exists() and (tmp_path / "b").exists()
+    for number, data in enumerate([dumped({"ema": Trap(tmp_path / "0")}), dumped([Trap(tmp_path / "1")])]):
+        pickle.loads(data)
+        assert (tmp_path / str(number)).exists()
 
 
-def rebuilt(
-    size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0, storage: torch.Tensor | None = None
-) -> bytes:
-    numbers = (torch.ones(4) if storage is None else storage).storage()
+def rebuilt(size: tuple[int, ...], stride: tuple[int, ...], offset: int) -> bytes:
+    numbers = torch.ones(4).storage()
 
     class Tensor:
         def __reduce__(self) -> Any:
@@ -175,9 +169,11 @@ def rebuilt(
 
 @pytest.mark.parametrize(
     ("size", "stride", "offset"),
-    [((5,), (1,), 0), ((2,), (1,), 3), ((1 << 40,), (0,), 0), ((2, 2), (2, 2), 0), ((1 << 60,), (1,), 0), ((-1,), (1,), 0),
-     ((2,), (1, 1), 0), ((1,) * 9, (1,) * 9, 0), ((True,), (1,), 0)],
-)  # fmt: skip
+    [
+        *(((5,), (1,), 0), ((2,), (1,), 3), ((1 << 40,), (0,), 0), ((2, 2), (2, 2), 0), ((1 << 60,), (1,), 0)),
+        *(((-1,), (1,), 0), ((2,), (1, 1), 0), ((1,) * 9, (1,) * 9, 0), ((True,), (1,), 0)),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_a_tensor_stays_in_its_storage(tmp_path: Path, size: tuple[int, ...], stride: tuple[int, ...], offset: int):
     path = write(tmp_path / "net.pkl", rebuilt(size, stride, offset))
@@ -212,13 +208,9 @@ def test_changed_bytes_are_read_or_refused(tmp_path: Path):
                 found = read_file(path)
                 if isinstance(found, dict) and isinstance(found.get("ema"), Recorded):
                     found = module_tensors(found["ema"])
-                tensors_of(path, {name: t for name, t in found.items() if isinstance(t, StoredTensor)})
-            except (UserError, AttributeError, ValueError):
-                refusals += 1
-            except Exception as error:
-                from sctrain.imports.inert import NotInertError
-
-                assert isinstance(error, NotInertError), error
+                items = found.items() if isinstance(found, dict) else ()
+                tensors_of(path, {name: t for name, t in items if isinstance(t, StoredTensor)})
+            except (UserError, NotInertError):
                 refusals += 1
     assert refusals > 300
 
