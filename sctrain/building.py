@@ -39,7 +39,15 @@ def pinned(config: RunConfig) -> RunConfig:
         if source is not None and source.images is None:
             images = (saved.get(key) or {}).get("images") or newest_images(source.run)
             pins[key] = source.model_copy(update={"images": images})
-    return config.model_copy(update=pins)
+    carried = config.model_copy(update=pins)
+    return carried.model_copy(update={"licence": _licences(carried)})
+
+
+def _licences(config: RunConfig) -> str:
+    """Its own and those of the weights that it starts from or learns from: they hold for what is made of them."""
+    sources = [source for source in (config.teacher, config.start_from) if source is not None]
+    found = [config.licence, *(_described(source).licence for source in sources)]
+    return "; ".join(dict.fromkeys(part for text in found for part in text.split("; ") if part))
 
 
 def is_trained(config: RunConfig) -> bool:
