@@ -40,12 +40,12 @@ class DiTOptions:
             raise ValueError("network.dropout must be in [0, 1)")
 
 
-SHAPES = {
+SHAPES = {  # DiT table 1: width, depth, heads
     "dit-s": (384, 12, 6),
     "dit-b": (768, 12, 12),
     "dit-l": (1024, 24, 16),
     "dit-xl": (1152, 28, 16),
-}  # DiT tab. 1
+}
 
 
 @dataclass(frozen=True)

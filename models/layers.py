@@ -144,7 +144,7 @@ class ToldBeside(nn.Module):
         end: Tensor | None,
         augmentation: Tensor | None,
     ) -> Tensor:
-        """(B, W), 2 x (B,), (B, 9) -> (B, W); `embed` makes W numbers of a scale of guidance and of the end of a jump."""
+        """(B, W), 2 x (B,), (B, 9) -> (B, W); `embed` makes W numbers of one, such as a scale of guidance."""
         assert (guidance is None) == (self.guidance is None), "a guided network, and no other, is told a scale"
         assert (end is None) == (self.end is None), "a network that jumps, and no other, is told where to"
         if self.guidance is not None and guidance is not None:

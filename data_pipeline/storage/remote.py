@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import obstore
 
@@ -18,7 +19,10 @@ from data_pipeline.storage.settings import Statistics, StorageSettings
 from data_pipeline.storage.urls import object_name, shown
 from data_pipeline.threads import DaemonThreads
 
-CHUNK_BYTES = 2**18  # what has arrived is kept in such pieces when a connection drops
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+PIECE_BYTES = 2**19  # what has arrived is handed on in pieces of about so much, whatever comes after
 Result = TypeVar("Result")
 
 
@@ -29,6 +33,14 @@ class Identity(NamedTuple):
     size: int  # bytes
 
 
+class _Failed(Exception):
+    """One request did not bring all."""
+
+    def __init__(self, failure: Failure):
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
 class RemoteReader:
     """One process's reading from stores. Close it to end its threads and what they are waiting for."""
 
@@ -37,6 +49,8 @@ class RemoteReader:
         self._statistics = statistics
         self._threads = DaemonThreads(settings.parallel)
         self._identities: dict[str, Identity] = {}
+        self._heard: dict[str, set[Identity]] = {}  # of objects whose identity is not known yet
+        self._voting = threading.Lock()
         self._stops: weakref.WeakSet[threading.Event] = weakref.WeakSet()
 
     def close(self) -> None:
@@ -47,11 +61,15 @@ class RemoteReader:
 
     def forget(self, url: str) -> None:
         """The object may be another from now on."""
-        self._identities.pop(url, None)
+        with self._voting:
+            self._identities.pop(url, None)
+            self._heard.pop(url, None)
 
     def size_of(self, url: str) -> int:
-        """Size in bytes, as of the first look at the object."""
-        return self._identity(url).size
+        """Size in bytes, as of the first looks at the object."""
+        while url not in self._identities:
+            self._answer(url, self._look(url))
+        return self._identities[url].size
 
     def exists(self, url: str) -> bool:
         """Whether there is such an object now."""
@@ -63,20 +81,29 @@ class RemoteReader:
 
     def read_ranges(self, url: str, ranges: Sequence[Range]) -> list[bytes]:
         """The ranges (offset, size), fetched in parallel, near ones together and large ones in parts."""
-        identity = self._identity(url)
-        end = max((offset + size for offset, size in ranges), default=0)
-        if end > identity.size:
-            raise MissingError(f"{shown(url)} ends before byte {end}, so it was cut short: {PREPARE_AGAIN}.")
+        self._expect(url)
         wanted = pieces(ranges)
         parts = [part for piece in wanted for part in piece.parts]
+        with self._stopping() as stop:  # after an error the other parts need not go on
+            fetch = lambda part: b"".join(self._fetch(url, part, stop))  # noqa: E731
+            fetched = [fetch(parts[0])] if len(parts) == 1 else self._threads.map(fetch, parts)
+        return assemble(ranges, wanted, fetched)
+
+    def read_pieces(self, url: str, wanted: Range) -> Iterator[Buffer]:
+        """One range as it arrives."""
+        self._expect(url)
+        with self._stopping() as stop:
+            yield from self._fetch(url, wanted, stop)
+
+    @contextmanager
+    def _stopping(self) -> Iterator[threading.Event]:
+        """What ends the waiting of one read: its own end, or the reader's."""
         stop = threading.Event()
         self._stops.add(stop)
         try:
-            fetch = lambda part: self._fetch(url, identity, part, stop)  # noqa: E731
-            fetched = [fetch(parts[0])] if len(parts) == 1 else self._threads.map(fetch, parts)
+            yield stop
         finally:
-            stop.set()  # after an error the other parts need not go on
-        return assemble(ranges, wanted, fetched)
+            stop.set()
 
     def ask(self, url: str, request: Callable[[Client], Result]) -> Result:
         """A request that answers at once or fails, repeated until the budget is spent."""
@@ -100,53 +127,62 @@ class RemoteReader:
         # A signature for reading does not cover HEAD, and some servers do not know it.
         return self.ask(url, lambda client: _identity_of(obstore.get(client, name, options={"range": (0, 1)}).meta))
 
-    def _identity(self, url: str) -> Identity:
-        """What the object is remembered by: the first that two looks agree on."""
-        known = self._identities.get(url)
-        while known is None:
-            first = self._look(url)
-            if first == self._look(url):
-                known = self._identities.setdefault(url, first)
-        return known
+    def _expect(self, url: str) -> None:
+        """Look at an object before it is read, unless an answer about it is known."""
+        if url not in self._identities and url not in self._heard:
+            self._answer(url, self._look(url))
 
-    def _fetch(self, url: str, identity: Identity, part: Range, stop: threading.Event) -> bytes:
+    def _answer(self, url: str, answer: Identity) -> Identity | None:
+        """What the object is remembered by, given one more answer: the first that two answers agree on."""
+        with self._voting:
+            if url not in self._identities:
+                heard = self._heard.setdefault(url, set())
+                if answer in heard:
+                    self._identities[url] = answer
+                    del self._heard[url]
+                heard.add(answer)
+            return self._identities.get(url)
+
+    def _fetch(self, url: str, part: Range, stop: threading.Event) -> Iterator[Buffer]:
         """One range; what arrived before a failure is kept and the rest asked for."""
-        offset, size = part
+        offset, end = part[0], sum(part)
         patience = Patience(url, self._settings, self._statistics, stop)
-        arrived: list[bytes] = []
-        got = 0
-        while got < size:
-            chunks, failure = self._attempt(url, identity, offset + got, size - got)
-            if chunks:
-                patience.progress()
-                arrived += chunks
-                got += sum(map(len, chunks))
+        while offset < end:
+            failure = None
+            try:
+                for piece in self._attempt(url, offset, end - offset):
+                    offset += len(piece)
+                    patience.progress()
+                    yield piece
+            except _Failed as failed:
+                failure = failed.failure
             if failure is not None:
-                patience.failed(failure)
-        return b"".join(arrived)
+                patience.failed(failure)  # outside of `except`: what is raised here has no history
 
-    def _attempt(self, url: str, identity: Identity, offset: int, size: int) -> tuple[list[bytes], Failure | None]:
-        """What one request brought, and why it did not bring all."""
-        chunks: list[bytes] = []
+    def _attempt(self, url: str, offset: int, size: int) -> Iterator[Any]:
+        """What one request brings; _Failed if that is not all."""
         client, name = client_of(url, self._settings), object_name(url)
         try:
             with self._statistics.request():
                 result = obstore.get(client, name, options={"range": (offset, offset + size)})
-                if _identity_of(result.meta) != identity:
-                    return [], REPLACED
+                found = _identity_of(result.meta)
+                if self._answer(url, found) != found:
+                    raise _Failed(REPLACED)
+                if offset + size > found.size:
+                    end = offset + size
+                    raise MissingError(f"{shown(url)} ends before byte {end}, so it was cut short: {PREPARE_AGAIN}.")
                 if result.range[0] != offset:
-                    return [], TRUNCATED
-                for chunk in result.stream(min_chunk_size=CHUNK_BYTES):
-                    chunks.append(bytes(chunk))
+                    raise _Failed(TRUNCATED)
+                for piece in result.stream(min_chunk_size=PIECE_BYTES):
+                    if len(piece) > size:
+                        raise _Failed(OVERLONG)
+                    size -= len(piece)
+                    self._statistics.add("bytes", len(piece))
+                    yield piece
         except TRANSPORT_ERRORS as error:
-            failure = failure_of(error)
-        else:
-            failure = None
-        got = sum(map(len, chunks))
-        if got > size:
-            return [], OVERLONG
-        self._statistics.add("bytes", got)
-        return chunks, failure or (TRUNCATED if got < size else None)
+            raise _Failed(failure_of(error)) from None
+        if size:
+            raise _Failed(TRUNCATED)
 
 
 def _identity_of(meta: obstore.ObjectMeta) -> Identity:

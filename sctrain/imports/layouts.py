@@ -35,15 +35,16 @@ class Layout:
     augmented: bool = False
 
 
-def layout_of(tensors: Tensors, network: NetworkOptions | None = None) -> Layout:
+def layout_of(tensors: Tensors, network: NetworkOptions | None = None, head_channels: int | None = None) -> Layout:
     """The layout of published tensors; UserError where no network here has it.
 
-    `network` says which it is where names and shapes do not: OpenAI's, and those of our own names.
+    `network` says which it is where names and shapes do not: OpenAI's, and those of our own names. `head_channels` are
+    those of attention, 64 where nobody says; DDPM++ and NCSN++ have one head.
     """
     if "unet.out_gain" in tensors:
-        return _edm2(tensors)
+        return _edm2(tensors, head_channels or 64)
     if any(name.startswith("enc.") for name in tensors):
-        return _edm(tensors)
+        return _edm(tensors, head_channels or 64)
     if "input_blocks.0.0.weight" in tensors:
         return _openai(tensors, network)
     if network is not None:
@@ -60,25 +61,25 @@ def sized(options: NetworkOptions) -> NetworkOptions:
     return next((size for size in sizes if free_form(size) == options), options)
 
 
-def _edm2(tensors: Tensors) -> Layout:
+def _edm2(tensors: Tensors, head_channels: int) -> Layout:
     shape = _shape(tensors, "unet.", "conv_res0", "attn_qkv")
     if "unet.emb_label.weight" not in tensors:
         raise UserError("EDM2's networks without classes weigh their embeddings otherwise than any network here")
     if not any(name.endswith("emb_gain") for name in tensors):
         raise UserError("this is no published form of EDM2: its blocks have no gain of the embedding")
-    side, options = shape.pop("side"), EDM2Options(name="edm2", **shape)
+    side, options = shape.pop("side"), EDM2Options(name="edm2", head_channels=head_channels, **shape)
     image = tensors[f"unet.enc.{side}x{side}_conv.weight"].shape[1] - 1
     classes = tensors["unet.emb_label.weight"].shape[1]
     return Layout(sized(options), image, side, classes, _with(from_edm2))
 
 
-def _edm(tensors: Tensors) -> Layout:
+def _edm(tensors: Tensors, head_channels: int) -> Layout:
     shape = _shape(tensors, "", "conv0", "qkv")
     side = shape.pop("side")
     label = tensors.get("map_label.weight")
     filters = {tensor.shape[-1] for name, tensor in tensors.items() if name.endswith("resample_filter")}
     if "out_norm.weight" in tensors:
-        options: NetworkOptions = sized(ADMOptions(**shape))
+        options: NetworkOptions = sized(ADMOptions(head_channels=head_channels, **shape))
     else:
         fourier, pyramid = "map_noise.freqs" in tensors, any("aux_residual" in name for name in tensors)
         if fourier != pyramid or (filters and filters != {4 if fourier else 2}):

@@ -149,7 +149,7 @@ def _of_module(source: Path, net: Recorded, beside: Mapping[str, Any]) -> Publis
         return Published(
             source,
             "EDM2",
-            layout_of(tensors),
+            layout_of(tensors, head_channels=_head_channels(net)),
             tensors,
             NVIDIA,
             True,
@@ -169,7 +169,7 @@ def _of_module(source: Path, net: Recorded, beside: Mapping[str, Any]) -> Publis
 
 def _edm(source: Path, net: Recorded, tensors: Mapping[str, Tensor]) -> Published:
     space = {"sigma_data": _number(net, "sigma_data"), "noise_input": "log_sigma"}
-    return _song(source, "EDM", tensors, space, turned=True)
+    return _song(source, "EDM", net, tensors, space, turned=True)
 
 
 def _vp(source: Path, net: Recorded, tensors: Mapping[str, Tensor]) -> Published:
@@ -183,9 +183,9 @@ def _vp(source: Path, net: Recorded, tensors: Mapping[str, Tensor]) -> Published
 
 
 def _song(
-    source: Path, family: str, tensors: Mapping[str, Tensor], space: Mapping[str, Any], *, turned: bool
+    source: Path, family: str, net: Recorded, tensors: Mapping[str, Tensor], space: Mapping[str, Any], *, turned: bool
 ) -> Published:
-    layout = layout_of(tensors)
+    layout = layout_of(tensors, head_channels=_head_channels(net))
     objective = {"name": "edm", "augmentation": 0.12 if layout.augmented else 0.0}
     return Published(source, family, layout, tensors, NVIDIA, turned, objective, space)
 
@@ -195,6 +195,17 @@ def _number(net: Recorded, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise NotInertError(f"the network does not say its {name}")
     return float(value)
+
+
+def _head_channels(module: Any) -> int | None:
+    """Channels of a head of attention in the first block that has it; None where no block does."""
+    state = module.state if isinstance(module, Recorded) and isinstance(module.state, dict) else {}
+    heads, channels = state.get("num_heads"), state.get("out_channels")
+    if type(heads) is int and type(channels) is int and heads > 0:
+        return channels // heads
+    parts = state.get("_modules", {})
+    found = map(_head_channels, parts.values() if isinstance(parts, dict) else ())
+    return next((count for count in found if count), None)
 
 
 def _named(source: Path) -> tuple[int | None, float | None]:

@@ -18,9 +18,9 @@ from sctrain.snapshots import publish
 
 NOMINAL_WIDTH = 0.05  # of an EMA that is no power function's: a name, by which runs ask for it
 RETIME = "retime.yaml"
-_RETIMED = """# Fine-tunes the imported network so that it is told c_noise = t and says the velocity, which sct and scd need: their
-# tangent diverges with ln tan t at t = pi/2 (sCM section 4.1). SANA-Sprint took about 5,000 steps for it. The rate is a
-# start, nobody has tuned it. Teach with the outcome: `teacher: {run: %s, ema: %g}`.
+_RETIMED = """# Fine-tunes the imported network so that it is told c_noise = t and says the velocity, which sct and scd need:
+# with ln tan t their tangent diverges at t = pi/2 (sCM section 4.1). SANA-Sprint took about 5,000 steps for it. The
+# learning rate is a start, nobody has tuned it. Teach with the outcome: `teacher: {run: %s, ema: %g}`.
 """
 
 
