@@ -177,9 +177,8 @@ def _vp(source: Path, net: Recorded, tensors: Mapping[str, Tensor]) -> Published
     for name, value in _VP_CONSTANTS.items():
         if _number(net, name) != value:
             raise UserError(f"{source} has {name} {_number(net, name):g}, where 'noise_input' vp has {value:g}")
-    return _song(
-        source, "VP", tensors, {"sigma_data": 1.0, "noise_input": "vp", "network_output": "noise"}, turned=False
-    )
+    space = {"sigma_data": 1.0, "noise_input": "vp", "network_output": "noise"}
+    return _song(source, "VP", net, tensors, space, turned=False)
 
 
 def _song(

@@ -18,7 +18,7 @@ from sctrain.snapshots import publish
 
 NOMINAL_WIDTH = 0.05  # of an EMA that is no power function's: a name, by which runs ask for it
 RETIME = "retime.yaml"
-_RETIMED = """# Fine-tunes the imported network so that it is told c_noise = t and says the velocity, which sct and scd need:
+_RETIMED = """# Fine-tunes the imported network: it will be told c_noise = t and say the velocity, as sct and scd need it:
 # with ln tan t their tangent diverges at t = pi/2 (sCM section 4.1). SANA-Sprint took about 5,000 steps for it. The
 # learning rate is a start, nobody has tuned it. Teach with the outcome: `teacher: {run: %s, ema: %g}`.
 """
