@@ -31,6 +31,7 @@ _STUDENTS = ("sct", "scd", "scd-guided")
 _ENGINES = ("single_pass", "two_pass", "finite_difference")
 _SAMPLERS = ("consistency", "jumps", "heun", "euler", "dpm")
 _ATTENTION = ("reference", "blocked", "triton")
+_MODULES = {"import": "import_published", "verify-published": "verify_published"}  # where not the command's name
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
 
 
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         args = parse(argv)
-        return importlib.import_module(f"sctrain.commands.{args.command}").run(args)
+        module = _MODULES.get(args.command, args.command)
+        return importlib.import_module(f"sctrain.commands.{module}").run(args)
     except KeyboardInterrupt:
         return INTERRUPTED
     except (UserError, DataError, OSError, RuntimeError) as error:
@@ -146,6 +148,7 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--class", type=int, dest="label", metavar="CLASS", help="one class only")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance (default: the run's scale; 1: none)")
     parser.add_argument("--ema", type=float, help="relative EMA width (default: the run's first to be scored)")
+    parser.add_argument("--vae", type=Path, metavar="FOLDER", help="auto-encoder that decodes latents (or data.vae)")
     parser.add_argument("--out", type=Path, default=Path("grid.png"), help="image file (default: grid.png)")
 
 
@@ -181,6 +184,18 @@ def _edit(parser: argparse.ArgumentParser) -> None:
         kind.add_argument("--ema", type=float, help="relative EMA width (default: the run's first to be scored)")
         kind.add_argument("--out", type=Path, default=Path("edited.png"), help="PNG file (default: edited.png)")
         kind.add_argument("--save-each", action="store_true", help="the single results beside it, as OUT-0.png ...")
+
+
+def _import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", type=Path, help=".pkl of EDM or EDM2, .pt of OpenAI's, .safetensors, diffusers folder"
+    )
+    parser.add_argument("--to", type=Path, required=True, metavar="RUN", help="run folder to write")
+    parser.add_argument("--data", required=True, metavar="URL", help="data set of the same shape and classes")
+    parser.add_argument("--network", metavar="YAML", help="where the file does not say: '{name: adm, channels: 64}'")
+    parser.add_argument("--objective", choices=("edm", "trigflow", "cd", "ct", "sct", "scd"), help="it was trained by")
+    parser.add_argument("--key", default="ema", help="which network of a pickle (default: ema)")
+    parser.add_argument("--licence", help="of the weights (default: as their publisher says)")
 
 
 def _times(parser: argparse.ArgumentParser) -> None:
@@ -302,6 +317,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "evaluate": ("score the published snapshots of a run", _evaluate),
     "sample": ("draw images from the newest snapshot of a run", _sample),
     "edit": ("fill in, colour, sharpen or denoise your pictures with a consistency model", _edit),
+    "import": ("make a run of published weights, running nothing of theirs", _import),
     "times": ("search the best times for a student's several steps", _times),
     "doctor": ("check this machine, and a run description with its tangents if one is given", _doctor),
     "bench": ("measure what training and sampling cost here", _bench),

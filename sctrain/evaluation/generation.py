@@ -61,12 +61,21 @@ class Generator:
     guidance: float
 
     @staticmethod
-    def of(run: Path, images: int, ema: float, device: torch.device, guidance: float | None = None) -> "Generator":
+    def of(
+        run: Path,
+        images: int,
+        ema: float,
+        device: torch.device,
+        guidance: float | None = None,
+        vae: Path | None = None,
+    ) -> "Generator":
         """The EMA of relative width `ema` of the snapshot at `images`; UserError if it cannot be guided as asked.
 
-        None is the scale of guidance that the run is evaluated with.
+        None is the scale of guidance that the run is evaluated with, and the folder of the decoder that it names.
         """
         config = snapshot_config(run, images)
+        if vae is not None:
+            config = config.model_copy(update={"data": config.data.model_copy(update={"vae": vae})})
         scale = guidance_scale(run, config, guidance)
         about = read_description(config.data.url)
         network = trained_network(config, about, WeightsFrom(run=run, images=images, ema=ema))
