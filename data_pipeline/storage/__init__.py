@@ -27,6 +27,7 @@ __all__ = [
     "open_url",
     "read_range",
     "read_ranges",
+    "settings",
     "size_of",
     "statistics",
     "write_object",
@@ -37,12 +38,17 @@ _settings = StorageSettings()
 _reader = RemoteReader(_settings, _statistics)
 
 
-def configure(settings: StorageSettings) -> None:
+def configure(wanted: StorageSettings) -> None:
     """Read from stores in this way from now on. What was known of objects is forgotten, for they may have changed."""
     global _settings, _reader
     _reader.close()
     forget_clients()
-    _settings, _reader = settings, RemoteReader(settings, _statistics)
+    _settings, _reader = wanted, RemoteReader(wanted, _statistics)
+
+
+def settings() -> StorageSettings:
+    """How stores are read now. A process that reads for another is started with what `configure` takes from here."""
+    return _settings
 
 
 def statistics() -> dict[str, float]:

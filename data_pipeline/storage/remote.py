@@ -36,6 +36,7 @@ class RemoteReader:
         self._settings = settings
         self._statistics = statistics
         self._threads = DaemonThreads(settings.parallel)
+        self._slots = threading.Semaphore(settings.parallel)  # for callers have threads of their own too
         self._identities: dict[str, Identity] = {}
         self._stops: weakref.WeakSet[threading.Event] = weakref.WeakSet()
 
@@ -84,7 +85,7 @@ class RemoteReader:
         while True:
             client = client_of(url, self._settings)
             try:
-                with self._statistics.request():
+                with self._slots, self._statistics.request():
                     return request(client)
             except TRANSPORT_ERRORS as error:
                 failure = failure_of(error)
@@ -130,7 +131,7 @@ class RemoteReader:
         chunks: list[bytes] = []
         client, name = client_of(url, self._settings), object_name(url)
         try:
-            with self._statistics.request():
+            with self._slots, self._statistics.request():
                 result = obstore.get(client, name, options={"range": (offset, offset + size)})
                 if _identity_of(result.meta) != identity:
                     return [], REPLACED
