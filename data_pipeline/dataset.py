@@ -14,7 +14,7 @@ from data_pipeline.description import DatasetDescription, read_description
 from data_pipeline.errors import PREPARE_AGAIN, DamagedError, DataError, MissingError
 from data_pipeline.fetch import DirectFetcher, Fetched, Fetcher, SpanFetcher
 from data_pipeline.index import SPAN_BYTES, ShardIndex, load_index
-from data_pipeline.storage import is_remote, join_url, size_of
+from data_pipeline.storage import is_remote, join_url, sizes_in
 
 REQUEST_WORTH = 256 * 2**10  # bytes that a store sends in about the time that it takes to answer
 
@@ -82,10 +82,18 @@ class ShardedDataset:
         return "uint8" if self.description.latents is None else self.description.latents.dtype
 
     def check_shards(self) -> None:
-        """DataError if a shard is missing or not of its recorded size."""
-        for name, size in zip(self.shard_urls, self.index.shard_bytes.tolist(), strict=True):
-            if size_of(name) != size:
-                raise DataError(f"{name} holds {size_of(name):,} bytes where {size:,} were written: {PREPARE_AGAIN}.")
+        """DataError if a shard is missing or not of its recorded size; web servers cannot be asked for all at once."""
+        found = sizes_in(self.url)
+        if found is None:
+            return
+        for name, size in zip(self.index.shard_names.tolist(), self.index.shard_bytes.tolist(), strict=True):
+            shard = join_url(self.url, name.decode())
+            if name.decode() not in found:
+                raise MissingError(f"{shard} does not exist: {PREPARE_AGAIN}.")
+            if found[name.decode()] != size:
+                raise DataError(
+                    f"{shard} holds {found[name.decode()]:,} bytes where {size:,} were written: {PREPARE_AGAIN}."
+                )
 
     def reads_spans(self, window: int, nodes: int) -> bool:
         """Whether streaming in the order of a window goes through the cache.
@@ -168,8 +176,8 @@ def open_dataset(
 ) -> ShardedDataset:
     """The split `split` of the data set in the folder `url`; DataError unless description, index and shards agree.
 
-    Shards of a store are not asked for here (a thousand requests per process): reading finds what is wrong with them.
-    Nor are those on this machine if some may be lost.
+    Shards are compared with the list of the folder or bucket, unless some may be lost. A web server has no list, and a
+    request for each shard would cost minutes: there, reading finds what is wrong with them.
     """
     description = read_description(url)
     if split not in description.splits:
@@ -182,6 +190,6 @@ def open_dataset(
     if index.label.max() >= len(description.classes):
         raise DataError(f"{index_url} has labels beyond the {len(description.classes)} classes: {PREPARE_AGAIN}.")
     dataset = ShardedDataset(url, split, description, index, cache or CacheOptions())
-    if not is_remote(url) and not tolerate_loss:
+    if not tolerate_loss:
         dataset.check_shards()
     return dataset

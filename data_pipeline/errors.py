@@ -11,5 +11,9 @@ class DamagedError(DataError):
     """One sample is not what the index says, and reading it again does not help."""
 
 
+class DeniedError(DataError):
+    """The store does not let us do this with these credentials."""
+
+
 class MissingError(DataError):
     """An object that the index names is not there, or ends too early: asking again does not help."""

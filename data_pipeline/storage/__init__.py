@@ -19,6 +19,7 @@ from data_pipeline.storage.urls import expand, is_list, is_remote, join_url, loc
 __all__ = [
     "StorageSettings",
     "configure",
+    "delete",
     "exists",
     "is_remote",
     "join_url",
@@ -29,6 +30,7 @@ __all__ = [
     "read_ranges",
     "settings",
     "size_of",
+    "sizes_in",
     "statistics",
     "write_object",
 ]
@@ -76,6 +78,11 @@ def size_of(url: str) -> int:
     return _reader.size_of(url) if is_remote(url) else local.size_of(url)
 
 
+def sizes_in(url: str) -> dict[str, int] | None:
+    """Bytes of the files or objects right in the folder `url`, by name; None where the store keeps no list for us."""
+    return objects.sizes_in(_reader, url) if is_remote(url) else local.sizes_in(url)
+
+
 def exists(url: str) -> bool:
     """Whether there is an object of this name, or on this machine a folder."""
     return _reader.exists(url) if is_remote(url) else local_path(url).exists()
@@ -98,6 +105,14 @@ def write_object(url: str, content: BinaryIO | bytes) -> None:
         return
     _reader.forget(url)
     objects.write_object(_settings, _statistics, url, content)
+
+
+def delete(urls: Sequence[str]) -> None:
+    """Remove files or objects, of which some may be gone already; DataError if a store does not let us."""
+    for url in (remote := [url for url in urls if is_remote(url)]):
+        _reader.forget(url)
+    objects.delete(_reader, remote)
+    local.delete(url for url in urls if not is_remote(url))
 
 
 @atexit.register

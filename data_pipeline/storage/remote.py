@@ -79,9 +79,9 @@ class RemoteReader:
             stop.set()  # after an error the other parts need not go on
         return assemble(ranges, wanted, fetched)
 
-    def ask(self, url: str, request: Callable[[Client], Result]) -> Result:
+    def ask(self, url: str, request: Callable[[Client], Result], *, done: str = "read") -> Result:
         """A request that answers at once or fails, repeated until the budget is spent."""
-        patience = Patience(url, self._settings, self._statistics)
+        patience = Patience(url, self._settings, self._statistics, done=done)
         while True:
             client = client_of(url, self._settings)
             try:

@@ -68,7 +68,15 @@ def opened(store: FaultyStore, tmp_path: Path) -> ShardedDataset:
 
 def test_a_worker_of_the_loader_is_as_patient_as_its_run(store: FaultyStore, tmp_path: Path):
     storage.configure(IMPATIENT)
-    keys = {"seed": 0, "start": 0, "global_batch": 8, "micro_batch": 8, "rank": 0, "world": 1, "prefetch": 1}
+    keys: dict[str, Any] = {
+        "seed": 0,
+        "start": 0,
+        "global_batch": 8,
+        "micro_batch": 8,
+        "rank": 0,
+        "world": 1,
+        "prefetch": 1,
+    }
     start = time.monotonic()
     with stream(opened(store, tmp_path), **keys, workers=1, window=24) as batches:
         with pytest.raises(DataError, match=r"cannot be read after [12] s of trying \(HTTP 503\)"):
