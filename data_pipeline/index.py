@@ -18,7 +18,8 @@ from typing import IO, Self
 import numpy as np
 
 from data_pipeline.description import is_plain_name
-from data_pipeline.errors import PREPARE_AGAIN, DataError
+from data_pipeline.errors import PREPARE_AGAIN, DamagedError
+from data_pipeline.looks import look_again
 from data_pipeline.storage import is_remote, open_url
 
 SPAN_BYTES = 4 * 2**20  # about how much one request to a store brings; it decides the order, so it is no option
@@ -139,14 +140,18 @@ class ShardIndex:
 
 def load_index(url: str) -> ShardIndex:
     """Read and check an index; DataError where it is missing, damaged or claims what cannot be."""
+    return look_again([url], lambda: _checked(url))
+
+
+def _checked(url: str) -> ShardIndex:
     try:
         with _opened(url) as file, np.load(file, allow_pickle=False) as archive:
             index = ShardIndex(**{name: archive[name] for name in _TYPES})
     except _NOT_AN_ARCHIVE as error:
-        raise DataError(f"{url} is not a readable index ({type(error).__name__}): {PREPARE_AGAIN}.") from error
+        raise DamagedError(f"{url} is not a readable index ({type(error).__name__}): {PREPARE_AGAIN}.") from error
     problem = _problem(index)
     if problem:
-        raise DataError(f"{url} is not a valid index ({problem}): {PREPARE_AGAIN}.")
+        raise DamagedError(f"{url} is not a valid index ({problem}): {PREPARE_AGAIN}.")
     return index
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "configure",
     "delete",
     "exists",
+    "forget",
     "is_remote",
     "join_url",
     "list_url",
@@ -105,6 +106,11 @@ def write_object(url: str, content: BinaryIO | bytes) -> None:
         return
     _reader.forget(url)
     objects.write_object(_settings, _statistics, url, content)
+
+
+def forget(url: str) -> None:
+    """The object is not what it should be: look at it anew when it is read next. Files are always looked at."""
+    _reader.forget(url)
 
 
 def delete(urls: Sequence[str]) -> None:

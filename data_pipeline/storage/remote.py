@@ -29,6 +29,17 @@ class Identity(NamedTuple):
     size: int  # bytes
 
 
+class _Known:
+    """An object's identity, and whether a body ever came with it: before, the looks themselves may have been wrong."""
+
+    def __init__(self, identity: Identity):
+        self.identity, self.is_proven = identity, False
+
+
+class _MistakenError(Exception):
+    """A body came with another identity than the one that was not proven yet."""
+
+
 class RemoteReader:
     """One process's reading from stores. Close it to end its threads and what they are waiting for."""
 
@@ -37,7 +48,7 @@ class RemoteReader:
         self._statistics = statistics
         self._threads = DaemonThreads(settings.parallel)
         self._slots = threading.Semaphore(settings.parallel)  # for callers have threads of their own too
-        self._identities: dict[str, Identity] = {}
+        self._known: dict[str, _Known] = {}
         self._stops: weakref.WeakSet[threading.Event] = weakref.WeakSet()
 
     def close(self) -> None:
@@ -48,11 +59,11 @@ class RemoteReader:
 
     def forget(self, url: str) -> None:
         """The object may be another from now on."""
-        self._identities.pop(url, None)
+        self._known.pop(url, None)
 
     def size_of(self, url: str) -> int:
         """Size in bytes, as of the first look at the object."""
-        return self._identity(url).size
+        return self._remembered(url).identity.size
 
     def exists(self, url: str) -> bool:
         """Whether there is such an object now."""
@@ -64,16 +75,29 @@ class RemoteReader:
 
     def read_ranges(self, url: str, ranges: Sequence[Range]) -> list[bytes]:
         """The ranges (offset, size), fetched in parallel, near ones together and large ones in parts."""
-        identity = self._identity(url)
         end = max((offset + size for offset, size in ranges), default=0)
-        if end > identity.size:
+        if end > self.size_of(url) and not self._remembered(url).is_proven:
+            self.forget(url)
+        if end > self.size_of(url):
             raise MissingError(f"{shown(url)} ends before byte {end}, so it was cut short: {PREPARE_AGAIN}.")
+        patience = Patience(url, self._settings, self._statistics)
+        while True:
+            known = self._remembered(url)
+            try:
+                return self._read(url, known, ranges)
+            except _MistakenError:
+                if self._known.get(url) is known:
+                    self.forget(url)
+            patience.failed(REPLACED)
+
+    def _read(self, url: str, known: _Known, ranges: Sequence[Range]) -> list[bytes]:
+        """The ranges of this very version."""
         wanted = pieces(ranges)
         parts = [part for piece in wanted for part in piece.parts]
         stop = threading.Event()
         self._stops.add(stop)
         try:
-            fetch = lambda part: self._fetch(url, identity, part, stop)  # noqa: E731
+            fetch = lambda part: self._fetch(url, known, part, stop)  # noqa: E731
             fetched = [fetch(parts[0])] if len(parts) == 1 else self._threads.map(fetch, parts)
         finally:
             stop.set()  # after an error the other parts need not go on
@@ -101,40 +125,45 @@ class RemoteReader:
         # A signature for reading does not cover HEAD, and some servers do not know it.
         return self.ask(url, lambda client: _identity_of(obstore.get(client, name, options={"range": (0, 1)}).meta))
 
-    def _identity(self, url: str) -> Identity:
+    def _remembered(self, url: str) -> _Known:
         """What the object is remembered by: the first that two looks agree on."""
-        known = self._identities.get(url)
+        known, patience = self._known.get(url), Patience(url, self._settings, self._statistics)
         while known is None:
             first = self._look(url)
             if first == self._look(url):
-                known = self._identities.setdefault(url, first)
+                known = self._known.setdefault(url, _Known(first))
+            else:
+                patience.failed(REPLACED)
         return known
 
-    def _fetch(self, url: str, identity: Identity, part: Range, stop: threading.Event) -> bytes:
+    def _fetch(self, url: str, known: _Known, part: Range, stop: threading.Event) -> bytes:
         """One range; what arrived before a failure is kept and the rest asked for."""
         offset, size = part
         patience = Patience(url, self._settings, self._statistics, stop)
         arrived: list[bytes] = []
         got = 0
         while got < size:
-            chunks, failure = self._attempt(url, identity, offset + got, size - got)
+            chunks, failure = self._attempt(url, known, offset + got, size - got)
             if chunks:
                 patience.progress()
                 arrived += chunks
                 got += sum(map(len, chunks))
+            if failure is REPLACED and not known.is_proven:
+                raise _MistakenError
             if failure is not None:
                 patience.failed(failure)
         return b"".join(arrived)
 
-    def _attempt(self, url: str, identity: Identity, offset: int, size: int) -> tuple[list[bytes], Failure | None]:
+    def _attempt(self, url: str, known: _Known, offset: int, size: int) -> tuple[list[bytes], Failure | None]:
         """What one request brought, and why it did not bring all."""
         chunks: list[bytes] = []
         client, name = client_of(url, self._settings), object_name(url)
         try:
             with self._slots, self._statistics.request():
                 result = obstore.get(client, name, options={"range": (offset, offset + size)})
-                if _identity_of(result.meta) != identity:
+                if _identity_of(result.meta) != known.identity:
                     return [], REPLACED
+                known.is_proven = True
                 if result.range[0] != offset:
                     return [], TRUNCATED
                 for chunk in result.stream(min_chunk_size=CHUNK_BYTES):

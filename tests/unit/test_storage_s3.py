@@ -56,7 +56,8 @@ def test_objects_are_written_listed_and_read(folder: str):
     for name in names:
         url = join_url(folder, f"names/{name}")
         assert exists(url) and open_url(url).read() == (name.encode() if name != "empty" else b"")
-    assert list_url(url) == [url] and not exists(join_url(folder, "names/sub"))
+        assert list_url(url) == [url]
+    assert not exists(join_url(folder, "names/sub"))
 
 
 def test_ranges(folder: str):
