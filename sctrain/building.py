@@ -6,10 +6,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from data_pipeline import storage
 from data_pipeline.cache import CacheOptions
 from data_pipeline.description import DatasetDescription
 from data_pipeline.latents import CONVENTIONS
 from data_pipeline.loader import ShardedDataset, open_dataset
+from data_pipeline.storage import StorageSettings
 from models.execution import Execution
 from models.layers import Conditioning
 from models.registry import build_network
@@ -56,8 +58,17 @@ def is_trained(config: RunConfig) -> bool:
     return is_finished(folder) and not difference(folder.saved_config(), pinned(config))
 
 
+def use_storage(config: RunConfig) -> None:
+    """Let this process, and those that it starts for data, ask stores as the run says."""
+    about = config.data.storage
+    settings = StorageSettings(about.timeout_seconds, about.retry_budget_seconds, about.parallel)
+    if settings != storage.settings():  # or what is under way would be given up
+        storage.configure(settings)
+
+
 def open_split(config: RunConfig) -> ShardedDataset:
-    """The data of the run."""
+    """The data of the run, read as it says from now on."""
+    use_storage(config)
     data = config.data
     folder = None if data.cache_folder is None else str(data.cache_folder)
     cache = CacheOptions(folder, data.cache_bytes)

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from data_pipeline.latents import CONVENTIONS, ConventionName
 from models.attention import Backend
 from models.registry import UNNAMED, NetworkOptions
-from sctrain.config.base import Fraction, Images, Positive, Share, Strict, Width
+from sctrain.config.base import Fraction, Images, NotNegative, Positive, Share, Strict, Width
 from sctrain.config.objectives import Objective
 from sctrain.parameterization import NetworkOutput, NoiseInput
 
@@ -25,6 +25,14 @@ def _named(network: Any) -> Any:
 
 
 Network = Annotated[Annotated[NetworkOptions, Field(discriminator="name")], BeforeValidator(_named)]
+
+
+class StorageConfig(Strict):
+    """How each process asks the store of remote data."""
+
+    timeout_seconds: Positive = 30.0  # without one byte, after which a request has failed and is repeated
+    retry_budget_seconds: NotNegative = 300.0  # without progress, after which a read has failed and the run stops
+    parallel: Annotated[int, Field(ge=1)] = 32  # requests under way at once
 
 
 class DataConfig(Strict):
@@ -42,6 +50,7 @@ class DataConfig(Strict):
     flip: bool = False  # mirror half of the images; the network is not told
     cache_folder: Path | None = None  # of remote data; None: this user's, among the machine's temporary files
     cache_bytes: Images = 16 * 2**30  # at most, over all data sets in that folder; 0 is off
+    storage: StorageConfig = StorageConfig()
     max_corrupt_share: Share = 0.001  # of the samples read: so many are replaced if damaged, more stop the run
     on_lost_shard: Literal["stop", "replace"] = "stop"
 

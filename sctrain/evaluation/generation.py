@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from data_pipeline.description import DatasetDescription, read_description
-from sctrain.building import model_space, parameterization, trained_network
+from sctrain.building import model_space, parameterization, trained_network, use_storage
 from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.evaluation.method import Method, guidance_scale, times_of
 from sctrain.files import write_bytes
@@ -74,6 +74,7 @@ class Generator:
         None is the scale of guidance that the run is evaluated with, and the folder of the decoder that it names.
         """
         config = snapshot_config(run, images)
+        use_storage(config)
         if vae is not None:
             config = config.model_copy(update={"data": config.data.model_copy(update={"vae": vae})})
         scale = guidance_scale(run, config, guidance)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.dataset import ShardedDataset, open_dataset
+from sctrain.building import use_storage
 from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.evaluation.extractor import Extractor, load_extractor
 from sctrain.evaluation.generation import Drawn, Generator, labels_of, teacher_solutions
@@ -35,6 +36,7 @@ class Judge:
 
     @staticmethod
     def of(config: RunConfig, evaluations: Path, device: torch.device) -> "Judge":
+        use_storage(config)
         url, samples = config.data.url, config.evaluation.samples
         extractor = load_extractor(url, device)
         reference = load_reference(url, extractor, samples, evaluations)
