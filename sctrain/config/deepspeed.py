@@ -25,12 +25,12 @@ _DECIDED_ELSEWHERE = {
     "fp16": "precision",
     "amp": "precision",
     "torch_autocast": "precision",
+    "zero_optimization.offload_optimizer": "offload.optimizer",
 }
 # DeepSpeed's key -> the values that this trainer works with, and why.
 _FIXED = {
     "zero_optimization.stage": ((3, 0), "EMA and checkpoints do not follow the fragments of stages 1 and 2"),
     "zero_optimization.memory_efficient_linear": ((False,), "that linear layer passes no tangents"),
-    "zero_optimization.offload_optimizer": ((), "EMA and checkpoints do not follow offloaded shards yet"),
     "zero_optimization.offload_param": ((), "EMA and checkpoints do not follow offloaded shards yet"),
 }
 
@@ -50,9 +50,10 @@ def derive_batch(config: RunConfig, world: int) -> tuple[int, int]:
     return share // accumulation, accumulation
 
 
-def deepspeed_config(config: RunConfig, world: int) -> dict[str, Any]:
+def deepspeed_config(config: RunConfig, world: int, *, gpu: bool = False) -> dict[str, Any]:
     """The complete mapping handed to DeepSpeed on each of `world` ranks. UserError as `refuse_contradictions`."""
     refuse_contradictions(config.deepspeed)
+    _refuse_whole_optimizer(config)
     micro, accumulation = derive_batch(config, world)
     ours = {
         "train_batch_size": config.batch.global_size,
@@ -68,7 +69,18 @@ def deepspeed_config(config: RunConfig, world: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,  # RAdam
         "steps_per_print": 2**31,  # the trainer reports itself
     }
+    if config.offload.optimizer == "cpu" or (gpu and config.offload.optimizer == "disk"):
+        ours["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+        ours["zero_force_ds_cpu_optimizer"] = False  # the configured one, which needs no compiler
     return merged(ours, config.deepspeed)
+
+
+def _refuse_whole_optimizer(config: RunConfig) -> None:
+    if config.offload.optimizer != "device" and _lookup(config.deepspeed, "zero_optimization.stage") == 0:
+        raise UserError(
+            f"'offload.optimizer' is {config.offload.optimizer}, but ZeRO-0 keeps the whole state on every device; "
+            "remove 'deepspeed.zero_optimization.stage'"
+        )
 
 
 def refuse_contradictions(given: Mapping[str, Any]) -> None:

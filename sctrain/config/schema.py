@@ -126,6 +126,7 @@ class GuardConfig(Strict):
     spike_window: Annotated[int, Field(ge=16)] = 256  # steps whose median norm counts, and among which spikes do
     spikes_before_rollback: Annotated[int, Field(ge=0)] = 5  # within the window; 0 never goes back
     max_rollbacks: Annotated[int, Field(ge=0)] = 3  # to the last checkpoint, and past the samples since
+    check_tangents: bool = True  # at the start: ten evaluations of the network, whose layers' outputs are all kept
     tangent_error: Positive = 0.01  # of a block's tangent against central differences, at the start
     precision_error: Positive = 0.1  # of the running precision's tangent against float32, at the start
 
@@ -155,6 +156,18 @@ class ComputeConfig(Strict):
     attention: Backend = "auto"  # how attention with tangents is computed; auto: triton on a GPU, else blocked
     checkpointing: bool = False  # keep the blocks' inputs alone, and evaluate the blocks again in backward
     compile: bool = False  # torch.compile for blocks without tangents: the teacher, diffusion; with ZeRO-0 only
+
+
+Place = Literal["device", "cpu", "disk"]
+
+
+class OffloadConfig(Strict):
+    """Where training keeps what a forward does not need. Arithmetic stays what it is; a step waits for the disk."""
+
+    optimizer: Place = "device"  # moments, and masters that are not the weights themselves; elsewhere only in ZeRO-3
+    ema: Place = "device"  # the tracks
+    folder: Path | None = None  # on a fast disk of each machine; None: `offload` in run_dir
+    checkpoint_copy: bool = True  # false: training waits for checkpoints, which take no second copy of the state
 
 
 class RuntimeConfig(Strict):
@@ -189,5 +202,6 @@ class RunConfig(Strict):
     cadence: CadenceConfig = CadenceConfig()
     guard: GuardConfig = GuardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    offload: OffloadConfig = OffloadConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)  # passed through; what our keys decide is refused here

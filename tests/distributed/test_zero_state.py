@@ -3,7 +3,8 @@
 import pytest
 from worlds import PROGRAMS, run_world
 
-VARIANTS = ("fp32", "persistent", "bf16", "bf16-persistent", "replicated", "bf16-replicated")
+OFFLOADED = ("cpu", "bf16-cpu", "disk", "bf16-disk", "bf16-disk-as-on-gpus")
+VARIANTS = ("fp32", "persistent", "bf16", "bf16-persistent", "replicated", "bf16-replicated", *OFFLOADED)
 
 
 @pytest.fixture(scope="module")
