@@ -215,7 +215,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, data: Path, capsys: pytest
     less = {name: tensor for name, tensor in weights.items() if name != "dec.4x4_in0.conv1.bias"}
     assert "there is no tensor 'dec.4x4_in0.conv1.bias'" in refusal(file(weights=less), data, capsys)
     wrong = weights | {"map_layer1.bias": torch.ones(7)}
-    assert "condition.out.bias is (32,) in 'ddpmpp'" in refusal(file(weights=wrong), data, capsys)
+    assert "condition.out.bias is (32,) and (7,) in 'ddpmpp'" in refusal(file(weights=wrong), data, capsys)
     odd = {name.replace("enc.8x8_conv", "enc.16x16_conv"): tensor for name, tensor in weights.items()}
     assert "not laid out as EDM's" in refusal(file(weights=odd), data, capsys)
     latents = tmp_path / "latents.pkl"
