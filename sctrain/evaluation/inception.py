@@ -63,7 +63,7 @@ def read_statistics(path: Path) -> Moments:
     """Mean and covariance of features: `mu` and `sigma` of an .npz, or of `fid` in a .pkl. UserError if it has none."""
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 mean, covariance = arrays["mu"], arrays["sigma"]
         else:
             found = read_file(path)["fid"]

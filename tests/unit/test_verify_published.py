@@ -56,6 +56,7 @@ def test_a_figure(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     """The distance is that of the images that the network draws, whatever the batch."""
     monkeypatch.setattr(verify_published, "entries", lambda: iter([ENTRY]))
     found = []
+    monkeypatch.setattr(FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", 75)  # the least that it takes, for speed
     for batch in ("4", "3"):
         assert main(["verify-published", str(folder), "--samples", "4", "--batch", batch, "--json"]) == 0
         (row,) = json.loads(capsys.readouterr().out)
@@ -88,6 +89,7 @@ def test_inception_is_read_inertly(folder: Path, tmp_path: Path, monkeypatch: py
     loaded = []
     real = torch.load
     monkeypatch.setattr(torch, "load", lambda path, **rest: loaded.append(str(path)) or real(path, **rest))
+    monkeypatch.setattr(FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", 75)
     extractor = load_inception(folder / INCEPTION, torch.device("cpu"))
     assert loaded and not any(str(folder) in path for path in loaded), "only our own copy is unpickled"
     features = extractor.features(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
