@@ -315,6 +315,10 @@ def _quickstart(parser: argparse.ArgumentParser) -> None:
     _add_overrides(parser)
 
 
+def _models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="a list of objects instead of a table")
+
+
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "prepare": ("write a data set as shards and train its evaluation classifier", _prepare),
     "data": ("describe, verify or show a data set", _data),
@@ -328,6 +332,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "doctor": ("check this machine, and a run description with its tangents if one is given", _doctor),
     "bench": ("measure what training and sampling cost here", _bench),
     "sweep": ("train one description with several values of its keys, and compare", _sweep),
+    "models": ("list the networks by name: parameters, multiply-adds, what they take", _models),
     "smoke": ("shrink recipes and run them through train, resume and sample on the CPU", _smoke),
     "plot": ("draw the schedules of a run description", _plot),
     "report": ("write report.html and figures.json about finished runs", _report),
