@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from models.edm2 import EDM2
+from models.edm2_layers import Attention
 
 _PARTS = {  # ours -> theirs; all that a block may have
     "first.weight": "conv_res0.weight",
@@ -44,8 +45,9 @@ def from_edm2(published: Mapping[str, Tensor], network: EDM2, side: int) -> dict
             if f"{ours}.{part}" in own:
                 weights[f"{ours}.{part}"] = published[f"{theirs}.{name}"]
         if f"{ours}.attention.qkv.weight" in weights:
-            heads = network.get_submodule(f"{ours}.attention").heads
-            weights[f"{ours}.attention.qkv.weight"] = _by_kind(weights[f"{ours}.attention.qkv.weight"], heads)
+            attention = network.get_submodule(f"{ours}.attention")
+            assert isinstance(attention, Attention)
+            weights[f"{ours}.attention.qkv.weight"] = _by_kind(weights[f"{ours}.attention.qkv.weight"], attention.heads)
     return weights
 
 

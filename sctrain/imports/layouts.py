@@ -20,6 +20,7 @@ from sctrain.errors import UserError
 OPENAI_TIME = 1000.0  # they are told 250 ln sigma, a thousand times EDM's c_noise
 _PLACE = re.compile(r"enc\.(\d+)x\1_(conv|down|block(\d+))\.(.+)")
 Tensors = Mapping[str, Tensor]
+Renaming = Callable[[Tensors, nn.Module, int], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Layout:
     channels: int  # of the image
     side: int | None  # pixels; None: any that the network takes
     classes: int | None  # 0: not told of classes; None: those of the data
-    renamed: Callable[[Tensors, nn.Module, int], dict[str, Tensor]]
+    renamed: Renaming
     unused: re.Pattern[str] = re.compile(r"(?!)")  # tensors of theirs that ours has as constants
     augmented: bool = False
 
@@ -70,7 +71,7 @@ def _edm2(tensors: Tensors, head_channels: int) -> Layout:
     side, options = shape.pop("side"), EDM2Options(name="edm2", head_channels=head_channels, **shape)
     image = tensors[f"unet.enc.{side}x{side}_conv.weight"].shape[1] - 1
     classes = tensors["unet.emb_label.weight"].shape[1]
-    return Layout(sized(options), image, side, classes, _with(from_edm2))
+    return Layout(sized(options), image, side, classes, with_sentences(from_edm2))
 
 
 def _edm(tensors: Tensors, head_channels: int) -> Layout:
@@ -90,7 +91,7 @@ def _edm(tensors: Tensors, head_channels: int) -> Layout:
         tensors[f"enc.{side}x{side}_conv.weight"].shape[1],
         side,
         0 if label is None else label.shape[1],
-        _with(from_edm),
+        with_sentences(from_edm),
         re.compile(r".*resample_filter"),
         "map_augment.weight" in tensors,
     )
@@ -104,16 +105,19 @@ def _openai(tensors: Tensors, network: NetworkOptions | None) -> Layout:
         network = ADMSize(name, time_scale=OPENAI_TIME)
     side = {"adm-lsun256": 256, "adm-imagenet64": 64}.get(network.name)
     channels, classes = tensors["input_blocks.0.0.weight"].shape[1], 0 if label is None else label.shape[0]
-    return Layout(network, channels, side, classes, lambda published, made, _: _with(from_openai)(published, made))
+    return Layout(network, channels, side, classes, with_sentences(from_openai, sided=False))
 
 
-def _with(renamed: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-    return partial(_renamed, renamed)
+def with_sentences(renamed: Callable[..., dict[str, Tensor]], *, sided: bool = True) -> Renaming:
+    """The same, but that a tensor that is not there is the user's mistake; not `sided`: no size of images matters."""
+    return partial(_renamed, renamed, sided)
 
 
-def _renamed(function: Callable[..., dict[str, Tensor]], *arguments: Any) -> dict[str, Tensor]:
+def _renamed(
+    function: Callable[..., dict[str, Tensor]], sided: bool, published: Tensors, network: nn.Module, side: int
+) -> dict[str, Tensor]:
     try:
-        return function(*arguments)
+        return function(published, network, side) if sided else function(published, network)
     except KeyError as error:
         raise UserError(f"there is no tensor {error} in it: it is cut short, or of another network") from error
 

@@ -22,7 +22,7 @@ from models.unet_options import ADMOptions
 from sctrain.errors import UserError
 from sctrain.imports.files import read_file, read_safetensors, refused, tensors_of
 from sctrain.imports.inert import NotInertError
-from sctrain.imports.layouts import OPENAI_TIME, Layout, sized
+from sctrain.imports.layouts import OPENAI_TIME, Layout, sized, with_sentences
 from sctrain.imports.torch_names import StoredTensor
 from sctrain.imports.weights import Published
 from sctrain.parameterization import DDPM_BETAS, VP_STEPS
@@ -64,7 +64,7 @@ def read_folder(folder: Path, objective: str | None) -> Published:
         int(config["in_channels"]),
         int(config["sample_size"]),
         int(config.get("num_class_embeds") or 0),
-        lambda published, network, _: from_diffusers(published, network),
+        with_sentences(from_diffusers, sided=False),
     )
     turned = space["noise_input"] == "log_sigma"
     return Published(folder, "UNet2DModel", layout, tensors, _licence(folder), turned, {"name": objective}, space)
