@@ -23,6 +23,8 @@ from sctrain.parameterization import VP_BETA_MIN, VP_BETA_RISE, VP_STEPS
 
 NVIDIA = "CC BY-NC-SA 4.0 (NVIDIA; non-commercial)"
 OPENAI = "MIT (OpenAI)"
+REPRODUCTION = "CC BY-NC-SA 4.0 (edm2_sCM, of NVIDIA's EDM2; non-commercial)"
+_REPRODUCED = ("TrigFlowPrecond", "TrigFlowDDPMPPPrecond")
 _SNAPSHOT = re.compile(r".*-(\d{6,8})-(\d\.\d{3})")  # EDM2's names: thousands of images, relative width of the EMA
 _OPENAI_METHODS = ("cd", "ct", "edm")
 _VP_CONSTANTS = {"beta_d": VP_BETA_RISE, "beta_min": VP_BETA_MIN, "M": VP_STEPS}
@@ -44,9 +46,9 @@ def read_published(
     found = read_file(source)
     try:
         if isinstance(found, Recorded):
-            return _of_module(source, found, {})
+            return _of_module(source, found, {}, objective)
         if isinstance(found, dict) and isinstance(found.get(key), Recorded):
-            return _of_module(source, found[key], found)
+            return _of_module(source, found[key], found, objective)
         stored = _state(found)
     except NotInertError as error:
         raise refused(source, error) from error
@@ -76,9 +78,11 @@ def _of_tensors(
     return Published(source, family, layout, tensors, licence, not ours, {"name": objective}, space)
 
 
-def _of_module(source: Path, net: Recorded, beside: Mapping[str, Any]) -> Published:
+def _of_module(source: Path, net: Recorded, beside: Mapping[str, Any], objective: str | None) -> Published:
     """A pickled network behind its preconditioning, which is its outermost class."""
     tensors = tensors_of(source, module_tensors(net))
+    if net.name in _REPRODUCED:
+        return _reproduced(source, net, tensors, objective)
     if net.name == "Precond":
         images, width = _named(source)
         return Published(
@@ -100,6 +104,21 @@ def _of_module(source: Path, net: Recorded, beside: Mapping[str, Any]) -> Publis
             f"{source} is a {net.name}, whose preconditioning has no exact form here; EDMPrecond, VPPrecond"
         )
     return make(source, net, {name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+
+
+def _reproduced(source: Path, net: Recorded, tensors: Mapping[str, Tensor], objective: str | None) -> Published:
+    """Of edm2_sCM, the reproduction of sCM: f = cos t x - sin t sigma_d F(x / sigma_d, t), which is ours."""
+    if objective is None:
+        raise UserError(f"{source} does not say how it was trained: name it by --objective trigflow, sct or scd")
+    if net.name == "TrigFlowDDPMPPPrecond":
+        tensors = {name.removeprefix("unet."): tensor for name, tensor in tensors.items()}
+    layout = layout_of(tensors, head_channels=_head_channels(net))
+    told = {"name": objective}
+    if objective == "trigflow":
+        told |= {"augmentation": 0.12 if layout.augmented else 0.0, "label_dropout": 0.0}
+    images, width = _named(source)
+    space = {"sigma_data": _number(net, "sigma_data")}
+    return Published(source, "edm2_sCM", layout, tensors, REPRODUCTION, False, told, space, None, images, width)
 
 
 def _edm(source: Path, net: Recorded, tensors: Mapping[str, Tensor]) -> Published:

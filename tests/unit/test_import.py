@@ -137,6 +137,40 @@ def test_edm2(tmp_path: Path, data: Path):
     torch.testing.assert_close(w, -model.u(SIGMAS.log() / 4), rtol=1e-5, atol=1e-5)
 
 
+def trigflow_denoised(F: Any, x: Tensor, sigma: Tensor) -> Tensor:
+    """f = cos t x_t - sin t sigma_d F(x_t / sigma_d, t), at x_t = cos t x."""
+    t = (sigma / 0.5).atan()
+    x_t = per_sample(t.cos(), x) * x
+    return per_sample(t.cos(), x) * x_t - per_sample(t.sin(), x) * 0.5 * F(x_t / 0.5, t, ONE_HOT)
+
+
+@pytest.mark.parametrize(
+    ("outer", "model"),
+    [
+        ("TrigFlowPrecond", PublishedEDM2(multipliers=(1, 4), labels=2, image=3, scm=True)),
+        ("TrigFlowDDPMPPPrecond", PublishedUNet(song=True, labels=2, scm=True)),
+    ],
+)
+def test_the_reproduction_of_scm(
+    tmp_path: Path, data: Path, outer: str, model: Any, capsys: pytest.CaptureFixture[str]
+):
+    weights = drawn(model, SIGMAS)
+    edm2 = isinstance(model, PublishedEDM2)
+    path = pickled(tmp_path / "phema-0203423-0.075.pkl", outer, weights, 4, "" if edm2 else "unet.", sigma_data=0.5)
+    assert "--objective trigflow, sct or scd" in refusal(path, data, capsys)
+    run = tmp_path / "run"
+    assert main(["import", str(path), "--to", str(run), "--data", str(data), "--objective", "sct"]) == 0
+    assert not (run / RETIME).exists(), "it is told t as it is"
+    config = snapshot_config(run, newest_images(run))
+    assert (config.network.name, config.ema.widths) == ("edm2-scm" if edm2 else "ddpmpp-scm", (0.075,))
+    x = torch.randn(B, 3, SIDE, SIDE).double() * per_sample(SIGMAS + 0.5, torch.empty(B, 1, 1, 1))
+    expected = trigflow_denoised(model.F if edm2 else model, x, SIGMAS)
+    torch.testing.assert_close(denoised(run, x, SIGMAS), expected, rtol=1e-4, atol=1e-4)
+    segmented = weights | {("unet.emb_t_k.weight" if edm2 else "map_t_k.weight"): torch.ones(1)}
+    pickled(path, outer, segmented, 4, "" if edm2 else "unet.", sigma_data=0.5)
+    assert "several segments" in refusal(path, data, capsys, "--objective", "scd")
+
+
 def test_a_published_size_is_known_by_its_name():
     from models.edm2_options import EDM2Size
     from sctrain.imports.layouts import sized
