@@ -62,7 +62,7 @@ def verify(
 
 def _generator(entry: Entry, folder: Path, device: torch.device, batch: int) -> Generator:
     """The network of an entry, without a run folder or data."""
-    published = read_published(folder / entry.file)
+    published = read_published(folder / entry.file, objective=entry.objective)
     about = _about(entry)
     config = described(published, folder / entry.file, str(folder), about)
     vae = folder / VAE if entry.latents else None

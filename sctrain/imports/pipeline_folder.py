@@ -27,6 +27,7 @@ from sctrain.imports.torch_names import StoredTensor
 from sctrain.imports.weights import Published
 from sctrain.parameterization import DDPM_BETAS, VP_STEPS
 
+CD_LEVELS = 40  # of CM 2023 on ImageNet-64 and LSUN: it was trained at these alone
 WEIGHTS = "diffusion_pytorch_model"
 _ADM_FORM = {
     "act_fn": "silu",
@@ -66,8 +67,9 @@ def read_folder(folder: Path, objective: str | None) -> Published:
         int(config.get("num_class_embeds") or 0),
         with_sentences(from_diffusers, sided=False),
     )
+    told = {"name": objective, **({"levels": CD_LEVELS} if objective == "cd" else {})}
     turned = space["noise_input"] == "log_sigma"
-    return Published(folder, "UNet2DModel", layout, tensors, _licence(folder), turned, {"name": objective}, space)
+    return Published(folder, "UNet2DModel", layout, tensors, _licence(folder), turned, told, space)
 
 
 def _options(folder: Path, config: Mapping[str, Any], time_scale: float | None) -> NetworkOptions:

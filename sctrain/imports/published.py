@@ -16,7 +16,7 @@ from sctrain.errors import UserError
 from sctrain.imports.files import module_tensors, modules, read_file, read_safetensors, refused, tensors_of
 from sctrain.imports.inert import NotInertError, Recorded
 from sctrain.imports.layouts import layout_of
-from sctrain.imports.pipeline_folder import read_folder
+from sctrain.imports.pipeline_folder import CD_LEVELS, read_folder
 from sctrain.imports.torch_names import StoredTensor, as_array
 from sctrain.imports.weights import Published
 from sctrain.parameterization import VP_BETA_MIN, VP_BETA_RISE, VP_STEPS
@@ -73,9 +73,12 @@ def _of_tensors(
     if objective is None:
         raise UserError(f"{source} does not say how it was trained: name it by --objective, for example edm, cd or ct")
     ours = not openai and "unet.out_gain" not in tensors and not any(name.startswith("enc.") for name in tensors)
+    told: dict[str, Any] = {"name": objective}
+    if openai and objective == "cd":
+        told["levels"] = CD_LEVELS  # it was trained at these alone
     space = {} if ours else {"noise_input": "log_sigma"}
     family, licence = ("OpenAI's consistency models", OPENAI) if openai else ("a state dictionary", "")
-    return Published(source, family, layout, tensors, licence, not ours, {"name": objective}, space)
+    return Published(source, family, layout, tensors, licence, not ours, told, space)
 
 
 def _of_module(source: Path, net: Recorded, beside: Mapping[str, Any], objective: str | None) -> Published:

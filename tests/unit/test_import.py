@@ -227,6 +227,7 @@ def test_sampling_an_imported_run(tmp_path: Path, data: Path):
 
 
 def refusal(path: Path, data: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    capsys.readouterr()
     assert main(["import", str(path), "--to", str(path.parent / "refused"), "--data", str(data), *flags]) == 2
     assert not (path.parent / "refused").exists()
     said = capsys.readouterr().err

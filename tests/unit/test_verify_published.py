@@ -1,6 +1,7 @@
 """sctrain verify-published on files of the same structure, small, with an Inception of random weights."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from sctrain.cli import main
 from sctrain.commands import verify_published
 from sctrain.errors import UserError
 from sctrain.evaluation import inception as inception_module
-from sctrain.evaluation.catalog import Entry, entries
+from sctrain.evaluation.catalog import Entry, entries, level_time
 from sctrain.evaluation.inception import load_inception, read_statistics
 from sctrain.evaluation.published import INCEPTION
 
@@ -47,7 +48,7 @@ def test_what_is_missing_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["verify-published", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(list(entries())) >= 20
-    assert all("not run: missing edm" in line or "not run: missing c" in line for line in lines)
+    assert all("not run: missing " in line for line in lines)
     assert "missing edm2-img512-xxl-0939524-0.070.pkl, fid-refs/img512.pkl, weights-inception" in "\n".join(lines)
     assert "sd-vae-ft-mse" in "\n".join(lines)
 
@@ -97,3 +98,10 @@ def test_inception_is_read_inertly(folder: Path, tmp_path: Path, monkeypatch: py
     torch.save({"x": torch.ones(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"are not torch-fidelity's weights"):
         load_inception(tmp_path / "other.pth", torch.device("cpu"))
+
+
+def test_levels_of_a_second_step():
+    """Index 22 of 40 levels from 80 down, as `--ts 0,22,39` of the commands of CM 2023 says it."""
+    grid = (80 ** (1 / 7) + np.arange(40) / 39 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    assert math.tan(level_time(22, 40)) * 0.5 == pytest.approx(grid[22])
+    assert level_time(0, 40) == pytest.approx(math.atan(160))
