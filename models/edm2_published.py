@@ -1,6 +1,7 @@
-"""Published weights of EDM2 (Karras et al. 2024) by the names that our U-Net gives them.
+"""Published weights of EDM2's networks by the names that our U-Net gives them.
 
-EDM2 publishes what its network adds to c_skip x as c_out F: TrigFlow's F is the negative. Nothing is turned here.
+Karras et al. 2024 publish what a network adds to c_skip x as c_out F: TrigFlow's F is the negative. edm2_sCM (Mathew et
+al. 2026) publishes TrigFlow's F, of networks in the form of sCM. Nothing is turned here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from models.edm2 import EDM2
+from models.edm2_layers import Attention
+from models.magnitude import MPFourier
 
 _PARTS = {  # ours -> theirs; all that a block may have
     "first.weight": "conv_res0.weight",
@@ -24,29 +27,41 @@ _PARTS = {  # ours -> theirs; all that a block may have
 
 
 def from_edm2(published: Mapping[str, Tensor], network: EDM2, side: int) -> dict[str, Tensor]:
-    """All weights of our `edm2` for images of `side` pixels; KeyError names one that is not there."""
-    turns = 1 / (2 * math.pi)  # their frequencies and phases are in radians
+    """All weights of ours for images of `side` pixels; KeyError names one that is not there.
+
+    Of the form of sCM all but the weighting of losses, which belongs to a training.
+    """
     weights = {
-        "condition.time.frequencies": published["unet.emb_fourier.freqs"].float() * turns,
-        "condition.time.phases": published["unet.emb_fourier.phases"].float() * turns,
         "condition.noise.weight": published["unet.emb_noise.weight"],
         "condition.label.weight": published["unet.emb_label.weight"],
         "embed.weight": published[f"unet.enc.{side}x{side}_conv.weight"],
         "head.weight": published["unet.out_conv.weight"],
-        "head.gain": published["unet.out_gain"],
-        "weighting.time.frequencies": published["logvar_fourier.freqs"].float() * turns,
-        "weighting.time.phases": published["logvar_fourier.phases"].float() * turns,
-        "weighting.out.weight": -published["logvar_linear.weight"],  # w = -u
+        "head.gain": published["unet.out_gain"].reshape(1),
     }
+    if isinstance(network.condition.time, MPFourier):
+        weights |= _fourier(published, "unet.emb_fourier", "condition.time")
+        weights |= _fourier(published, "logvar_fourier", "weighting.time")
+        weights["weighting.out.weight"] = -published["logvar_linear.weight"]  # w = -u
     own = network.state_dict().keys()
     for ours, theirs in _blocks(network, side):
         for part, name in _PARTS.items():
             if f"{ours}.{part}" in own:
-                weights[f"{ours}.{part}"] = published[f"{theirs}.{name}"]
+                found = published[f"{theirs}.{name}"]
+                weights[f"{ours}.{part}"] = found if found.ndim else found.reshape(1)  # gains
+        if f"{ours}.modulation.scale.weight" in own:
+            scale, shift = published[f"{theirs}.emb_linear.weight"].chunk(2)
+            weights |= {f"{ours}.modulation.scale.weight": scale, f"{ours}.modulation.shift.weight": shift}
         if f"{ours}.attention.qkv.weight" in weights:
-            heads = network.get_submodule(f"{ours}.attention").heads
-            weights[f"{ours}.attention.qkv.weight"] = _by_kind(weights[f"{ours}.attention.qkv.weight"], heads)
+            attention = network.get_submodule(f"{ours}.attention")
+            assert isinstance(attention, Attention)
+            weights[f"{ours}.attention.qkv.weight"] = _by_kind(weights[f"{ours}.attention.qkv.weight"], attention.heads)
     return weights
+
+
+def _fourier(published: Mapping[str, Tensor], theirs: str, ours: str) -> dict[str, Tensor]:
+    """Their frequencies and phases are in radians, ours in turns."""
+    names = {"frequencies": "freqs", "phases": "phases"}
+    return {f"{ours}.{own}": published[f"{theirs}.{name}"].float() / (2 * math.pi) for own, name in names.items()}
 
 
 def _blocks(network: EDM2, side: int) -> Iterator[tuple[str, str]]:

@@ -97,6 +97,21 @@ class PositionalEmbedding(nn.Module):
         return math.sqrt(2) * torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+class Held(nn.Module):
+    """A layer whose own parameters no gradient moves: random numbers that whatever keeps weights must keep."""
+
+    @staticmethod
+    def held(parameter: Tensor) -> Tensor:
+        """The same values with a gradient of zero; engines and optimizers wait for one."""
+        return parameter.detach() + 0 * parameter
+
+
+def held_parameters(network: nn.Module) -> set[str]:
+    """Names of the parameters that stay what they are."""
+    layers = [(name, part) for name, part in network.named_modules() if isinstance(part, Held)]
+    return {f"{name}.{own}" for name, part in layers for own, _ in part.named_parameters(recurse=False)}
+
+
 class WideLinear(nn.Linear):
     """Computes in its input's dtype, whatever that of the weights: what depends on t alone stays in float32."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.attention import attention
 from models.execution import Execution
-from models.layers import Conditioning, PositionalEmbedding, ToldBeside, WideLinear, pixel_norm, unit_modulation
+from models.layers import Conditioning, Held, PositionalEmbedding, ToldBeside, WideLinear, pixel_norm, unit_modulation
 from models.unet_options import Form
 from models.unet_plan import Place, Resampling
 
@@ -43,19 +43,15 @@ class NoiseEmbedding(nn.Module):
         return torch.cat(parts, dim=-1)
 
 
-class FourierEmbedding(NoiseEmbedding):
-    """The same at random frequencies, which stay what they are.
-
-    They are a parameter that no gradient moves: whatever keeps weights keeps them.
-    """
+class FourierEmbedding(NoiseEmbedding, Held):
+    """The same at random frequencies."""
 
     def __init__(self, width: int, form: Form, scale: float | None):
         super().__init__(width, form, scale)
         self.turns = nn.Parameter((scale or FOURIER_SCALE) * torch.randn(width // 2))  # per unit of c_noise
 
     def frequencies(self, c_noise: Tensor) -> Tensor:
-        held = self.turns.detach() + 0 * self.turns  # a gradient of zero: engines and optimizers wait for one
-        return 2 * math.pi * held.to(c_noise.dtype)
+        return 2 * math.pi * self.held(self.turns).to(c_noise.dtype)
 
 
 class UNetCondition(ToldBeside):

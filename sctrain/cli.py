@@ -198,6 +198,15 @@ def _import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--licence", help="of the weights (default: as their publisher says)")
 
 
+def _verify_published(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="published weights, statistics and Inception")
+    parser.add_argument("--samples", type=count, default=50_000, help="images per figure (default: 50000)")
+    parser.add_argument("--batch", type=count, default=64, help="images at once (default: 64)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", metavar="TEXT", help="entries whose file name has this in it")
+    parser.add_argument("--json", action="store_true", help="a list of rows instead of a table")
+
+
 def _times(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="run folder of a student")
     parser.add_argument("--steps", type=count, default=2, help="sampling steps (default: 2)")
@@ -318,6 +327,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "sample": ("draw images from the newest snapshot of a run", _sample),
     "edit": ("fill in, colour, sharpen or denoise your pictures with a consistency model", _edit),
     "import": ("make a run of published weights, running nothing of theirs", _import),
+    "verify-published": ("draw and score published weights against the published figures", _verify_published),
     "times": ("search the best times for a student's several steps", _times),
     "doctor": ("check this machine, and a run description with its tangents if one is given", _doctor),
     "bench": ("measure what training and sampling cost here", _bench),

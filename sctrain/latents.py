@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 from torch import Tensor, device
 
@@ -36,6 +37,11 @@ class LatentSpace(ModelSpace):
 
     def to_signed(self, x: Tensor) -> Tensor:
         raise UserError("latents have no pixel values before they are decoded: choose the metric l2 or pseudo_huber")
+
+
+def known_convention(name: str) -> ConventionName | None:
+    """The published convention of this name; None where there is none."""
+    return next((known for known in get_args(ConventionName) if known == name), None)
 
 
 @cache

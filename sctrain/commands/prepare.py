@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         verdict.require_sound(args.dest)
         say(f"{args.dest}: {verdict.samples:,} samples read again, {verdict.bytes:,} bytes: all as written")
     if _wants_classifier(args, data):
-        _train_classifier(args.dest)
+        _train_classifier(args.dest, None if data.latents is None else args.vae)
     return 0
 
 
@@ -151,8 +152,8 @@ def _wants_classifier(args: argparse.Namespace, data: DatasetDescription) -> boo
     return samples * data.channels * data.height * data.width <= CLASSIFIER_BYTES
 
 
-def _train_classifier(dest: str) -> None:
+def _train_classifier(dest: str, vae: Path | None) -> None:
     from sctrain.evaluation.extractor import train_extractor  # needs torch, which the worker processes do without
 
-    accuracy = train_extractor(dest)["held_out_accuracy"]
+    accuracy = train_extractor(dest, vae)["held_out_accuracy"]
     say(f"{dest}: the evaluation classifier gets {accuracy:.1%} of the test images right")

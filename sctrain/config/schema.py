@@ -67,9 +67,7 @@ class DataConfig(Strict):
             for key in ("mean", "std"):
                 theirs, ours = getattr(CONVENTIONS[self.latents], key), getattr(self, key)
                 if theirs != ours:
-                    raise ValueError(
-                        f"{key} {list(ours)} is not that of latents: {self.latents}, {list(theirs)}; remove it"
-                    )
+                    raise ValueError(f"{key} {list(ours)} is not that of latents {self.latents}; remove it")
         return self
 
 

@@ -86,10 +86,10 @@ class Generator:
     def space(self) -> ModelSpace:
         return model_space(self.config, self.about)
 
-    def draw(self, method: Method, seed: int, count: int, label: int | None = None) -> Drawn:
-        """Images number 0 to count - 1 of `seed`; of balanced classes, or all of class `label`."""
+    def draw(self, method: Method, seed: int, count: int, label: int | None = None, first: int = 0) -> Drawn:
+        """Images number `first` to first + count - 1 of `seed`; of balanced classes, or all of class `label`."""
         start = time.perf_counter()
-        batches = torch.arange(count).split(self.config.evaluation.batch)
+        batches = torch.arange(first, first + count).split(self.config.evaluation.batch)
         calls: list[int] = []
         counting = self.network.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
         x = torch.cat([self._batch(method, seed, indices, label).float().cpu() for indices in batches])

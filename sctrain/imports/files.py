@@ -13,8 +13,7 @@ from sctrain.errors import UserError
 from sctrain.imports.inert import InertUnpickler, NotInertError, Recorded, Source, mapped
 from sctrain.imports.torch_names import Storage, StoredTensor, network_names, read_stream, storage_of
 
-MOST_TENSORS = 100_000
-MOST_DEPTH = 64
+MOST_MODULES = 20_000
 _ZIP, _LEGACY = b"PK\x03\x04", pickle.dumps(0x1950A86A20F9469CFC6C, 2)
 
 
@@ -78,25 +77,30 @@ def _member(entry: zipfile.ZipInfo, data: memoryview) -> memoryview:
 def module_tensors(module: Recorded) -> dict[str, StoredTensor]:
     """Parameters and buffers of a recorded network by their dotted names, as `state_dict` names them."""
     found: dict[str, StoredTensor] = {}
-    _collect(module, "", found, 0)
+    for prefix, state in modules(module):
+        for kind in ("_parameters", "_buffers"):
+            for name, tensor in _named(state.get(kind, {})):
+                if isinstance(tensor, StoredTensor):
+                    found[prefix + name] = tensor
+                elif tensor is not None:
+                    raise NotInertError(f"{prefix}{name} is no tensor")
     return found
 
 
-def _collect(module: Any, prefix: str, found: dict[str, StoredTensor], depth: int) -> None:
-    state = module.state if isinstance(module, Recorded) else None
-    if not isinstance(state, dict) or depth > MOST_DEPTH:
-        raise NotInertError("a module holds something that is no module")
-    for kind in ("_parameters", "_buffers"):
-        for name, tensor in _named(state.get(kind, {})):
-            if isinstance(tensor, StoredTensor):
-                found[prefix + name] = tensor
-            elif tensor is not None:
-                raise NotInertError(f"{prefix}{name} is no tensor")
-    if len(found) > MOST_TENSORS:
-        raise NotInertError("it has more tensors than any network")
-    for name, part in _named(state.get("_modules", {})):
-        if part is not None:
-            _collect(part, f"{prefix}{name}.", found, depth + 1)
+def modules(root: Recorded) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(prefix of its tensors' names, state) of a recorded network and all its parts."""
+    left: list[tuple[str, Any]] = [("", root)]
+    for _ in range(MOST_MODULES):
+        if not left:
+            return
+        prefix, module = left.pop()
+        state = module.state if isinstance(module, Recorded) else None
+        if not isinstance(state, dict):
+            raise NotInertError("a module holds something that is no module")
+        yield prefix, state
+        parts = [(f"{prefix}{name}.", part) for name, part in _named(state.get("_modules", {})) if part is not None]
+        left += reversed(parts)
+    raise NotInertError("it has more modules than any network, or some that hold themselves")
 
 
 def _named(items: Any) -> Iterator[tuple[str, Any]]:

@@ -19,7 +19,11 @@ from sctrain.errors import UserError
 
 OPENAI_TIME = 1000.0  # they are told 250 ln sigma, a thousand times EDM's c_noise
 _PLACE = re.compile(r"enc\.(\d+)x\1_(conv|down|block(\d+))\.(.+)")
+PERIOD = 10_000.0  # of edm2_sCM's embedding of time
+_LEFT_BY_EDM2_SCM = re.compile(r"unet\.emb_pos\.freqs|logvar_pos\.freqs|logvar_linear\.weight")
+_SEGMENTED = "networks that edm2_sCM trained over several segments are told of them as none here is"
 Tensors = Mapping[str, Tensor]
+Renaming = Callable[[Tensors, nn.Module, int], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Layout:
     channels: int  # of the image
     side: int | None  # pixels; None: any that the network takes
     classes: int | None  # 0: not told of classes; None: those of the data
-    renamed: Callable[[Tensors, nn.Module, int], dict[str, Tensor]]
+    renamed: Renaming
     unused: re.Pattern[str] = re.compile(r"(?!)")  # tensors of theirs that ours has as constants
     augmented: bool = False
 
@@ -65,12 +69,17 @@ def _edm2(tensors: Tensors, head_channels: int) -> Layout:
     shape = _shape(tensors, "unet.", "conv_res0", "attn_qkv")
     if "unet.emb_label.weight" not in tensors:
         raise UserError("EDM2's networks without classes weigh their embeddings otherwise than any network here")
-    if not any(name.endswith("emb_gain") for name in tensors):
-        raise UserError("this is no published form of EDM2: its blocks have no gain of the embedding")
-    side, options = shape.pop("side"), EDM2Options(name="edm2", head_channels=head_channels, **shape)
+    if "unet.emb_t_k.weight" in tensors:
+        raise UserError(_SEGMENTED)
+    side = shape.pop("side")
+    if any(name.endswith("emb_gain") for name in tensors):
+        options = EDM2Options(name="edm2", head_channels=head_channels, **shape)
+    else:  # edm2_sCM's
+        told = {"whole_condition": True, "time_period": PERIOD}
+        options = EDM2Options(name="edm2-scm", head_channels=head_channels, **shape, **told)
     image = tensors[f"unet.enc.{side}x{side}_conv.weight"].shape[1] - 1
     classes = tensors["unet.emb_label.weight"].shape[1]
-    return Layout(sized(options), image, side, classes, _with(from_edm2))
+    return Layout(sized(options), image, side, classes, with_sentences(from_edm2), _LEFT_BY_EDM2_SCM)
 
 
 def _edm(tensors: Tensors, head_channels: int) -> Layout:
@@ -84,16 +93,25 @@ def _edm(tensors: Tensors, head_channels: int) -> Layout:
         fourier, pyramid = "map_noise.freqs" in tensors, any("aux_residual" in name for name in tensors)
         if fourier != pyramid or (filters and filters != {4 if fourier else 2}):
             raise UserError("this mixture of DDPM++ and NCSN++ is no network here")
-        options = UNetOptions(name="ncsnpp" if fourier else "ddpmpp", **shape)
+        if "map_t_k.weight" in tensors:
+            raise UserError(_SEGMENTED)
+        name = "ncsnpp" if fourier else "ddpmpp"
+        options = UNetOptions(name=f"{name}-scm" if _is_doubly_normalised(tensors, side) else name, **shape)  # type: ignore[arg-type]
     return Layout(
         options,
         tensors[f"enc.{side}x{side}_conv.weight"].shape[1],
         side,
         0 if label is None else label.shape[1],
-        _with(from_edm),
-        re.compile(r".*resample_filter"),
+        with_sentences(from_edm),
+        re.compile(r".*resample_filter|logvar_.*"),
         "map_augment.weight" in tensors,
     )
+
+
+def _is_doubly_normalised(tensors: Tensors, side: int) -> bool:
+    """Whether blocks of a DDPM++ are told a scale and a shift, as edm2_sCM's are, and not a shift alone."""
+    block = f"enc.{side}x{side}_block0"
+    return tensors[f"{block}.affine.weight"].shape[0] == 2 * tensors[f"{block}.conv0.weight"].shape[0]
 
 
 def _openai(tensors: Tensors, network: NetworkOptions | None) -> Layout:
@@ -104,16 +122,19 @@ def _openai(tensors: Tensors, network: NetworkOptions | None) -> Layout:
         network = ADMSize(name, time_scale=OPENAI_TIME)
     side = {"adm-lsun256": 256, "adm-imagenet64": 64}.get(network.name)
     channels, classes = tensors["input_blocks.0.0.weight"].shape[1], 0 if label is None else label.shape[0]
-    return Layout(network, channels, side, classes, lambda published, made, _: _with(from_openai)(published, made))
+    return Layout(network, channels, side, classes, with_sentences(from_openai, sided=False))
 
 
-def _with(renamed: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-    return partial(_renamed, renamed)
+def with_sentences(renamed: Callable[..., dict[str, Tensor]], *, sided: bool = True) -> Renaming:
+    """The same, but that a tensor that is not there is the user's mistake; not `sided`: no size of images matters."""
+    return partial(_renamed, renamed, sided)
 
 
-def _renamed(function: Callable[..., dict[str, Tensor]], *arguments: Any) -> dict[str, Tensor]:
+def _renamed(
+    function: Callable[..., dict[str, Tensor]], sided: bool, published: Tensors, network: nn.Module, side: int
+) -> dict[str, Tensor]:
     try:
-        return function(*arguments)
+        return function(published, network, side) if sided else function(published, network)
     except KeyError as error:
         raise UserError(f"there is no tensor {error} in it: it is cut short, or of another network") from error
 

@@ -4,93 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_pipeline.latents import CONVENTIONS, ConventionName
 from models.registry import NetworkOptions
 from sctrain.errors import UserError
-from sctrain.imports.files import module_tensors, read_file, read_safetensors, refused, tensors_of
+from sctrain.imports.files import module_tensors, modules, read_file, read_safetensors, refused, tensors_of
 from sctrain.imports.inert import NotInertError, Recorded
-from sctrain.imports.layouts import Layout, layout_of
+from sctrain.imports.layouts import layout_of
+from sctrain.imports.pipeline_folder import CD_LEVELS, read_folder
 from sctrain.imports.torch_names import StoredTensor, as_array
+from sctrain.imports.weights import Published
 from sctrain.parameterization import VP_BETA_MIN, VP_BETA_RISE, VP_STEPS
 
 NVIDIA = "CC BY-NC-SA 4.0 (NVIDIA; non-commercial)"
 OPENAI = "MIT (OpenAI)"
+REPRODUCTION = "CC BY-NC-SA 4.0 (edm2_sCM, of NVIDIA's EDM2; non-commercial)"
+_REPRODUCED = ("TrigFlowPrecond", "TrigFlowDDPMPPPrecond")
 _SNAPSHOT = re.compile(r".*-(\d{6,8})-(\d\.\d{3})")  # EDM2's names: thousands of images, relative width of the EMA
 _OPENAI_METHODS = ("cd", "ct", "edm")
 _VP_CONSTANTS = {"beta_d": VP_BETA_RISE, "beta_min": VP_BETA_MIN, "M": VP_STEPS}
-
-
-@dataclass(frozen=True)
-class Published:
-    """Weights as published, and how they are to be understood."""
-
-    source: Path
-    family: str  # in words
-    layout: Layout
-    tensors: Mapping[str, Tensor]
-    licence: str
-    turned: bool  # the network adds to c_skip x as c_out F, so TrigFlow's F is the negative
-    objective: Mapping[str, Any]
-    space: Mapping[str, Any] = field(default_factory=dict)  # sigma_data, noise_input, network_output
-    latents: ConventionName | None = None
-    images: int | None = None  # that it was trained on
-    width: float | None = None  # of its EMA
-
-    def weights(self, network: nn.Module, side: int) -> dict[str, Tensor]:
-        """All of `network`'s weights, float32; what belongs to training alone and was not published is zero.
-
-        UserError unless every published tensor has its place, and of the same shape.
-        """
-        asked = _Asked(self.tensors)
-        found = self.layout.renamed(asked, network, side)
-        if self.turned:
-            found = _turned(found)
-        own = network.state_dict()
-        for name, tensor in own.items():
-            if name not in found and name.startswith("weighting."):
-                found[name] = tensor.new_zeros(tensor.shape)
-        left = [name for name in self.tensors if name not in asked.names and not self.layout.unused.fullmatch(name)]
-        if left:
-            raise UserError(f"{self.source} has tensors that no part of '{self.layout.options.name}' is for: {left[0]}")
-        for name in sorted(own.keys() | found.keys()):
-            ours, theirs = own.get(name), found.get(name)
-            if ours is None or theirs is None or ours.shape != theirs.shape:
-                shapes = " and ".join("absent" if w is None else str(tuple(w.shape)) for w in (ours, theirs))
-                raise UserError(f"{self.source}: {name} is {shapes} in '{self.layout.options.name}' and in the file")
-        return {name: tensor.float().contiguous() for name, tensor in found.items()}
-
-
-class _Asked(dict[str, Tensor]):
-    """Remembers which of its tensors were asked for."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]):
-        super().__init__(tensors)
-        self.names: set[str] = set()
-
-    def __getitem__(self, name: str) -> Tensor:
-        self.names.add(name)
-        return super().__getitem__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        self.names.add(name)
-        return super().get(name, default)
-
-    def items(self) -> Any:
-        self.names |= self.keys()
-        return super().items()
-
-
-def _turned(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """-F: the last layer with its sign changed; where only directions count, its gain."""
-    last = ("head.gain",) if "head.gain" in weights else ("head.weight", "head.bias")
-    return weights | {name: -weights[name] for name in last}
 
 
 def read_published(
@@ -102,16 +39,16 @@ def read_published(
     anything else, with nothing of the file run.
     """
     if source.is_dir():
-        raise UserError(f"{source} is a folder, and no folder of a known kind: name a file of weights in it")
+        return read_folder(source, objective)
     if source.suffix == ".safetensors":
         tensors, _ = read_safetensors(source)
         return _of_tensors(source, tensors, network, objective)
     found = read_file(source)
     try:
         if isinstance(found, Recorded):
-            return _of_module(source, found, {})
+            return _of_module(source, found, {}, objective)
         if isinstance(found, dict) and isinstance(found.get(key), Recorded):
-            return _of_module(source, found[key], found)
+            return _of_module(source, found[key], found, objective)
         stored = _state(found)
     except NotInertError as error:
         raise refused(source, error) from error
@@ -136,14 +73,19 @@ def _of_tensors(
     if objective is None:
         raise UserError(f"{source} does not say how it was trained: name it by --objective, for example edm, cd or ct")
     ours = not openai and "unet.out_gain" not in tensors and not any(name.startswith("enc.") for name in tensors)
+    told: dict[str, Any] = {"name": objective}
+    if openai and objective == "cd":
+        told["levels"] = CD_LEVELS  # it was trained at these alone
     space = {} if ours else {"noise_input": "log_sigma"}
     family, licence = ("OpenAI's consistency models", OPENAI) if openai else ("a state dictionary", "")
-    return Published(source, family, layout, tensors, licence, not ours, {"name": objective}, space)
+    return Published(source, family, layout, tensors, licence, not ours, told, space)
 
 
-def _of_module(source: Path, net: Recorded, beside: Mapping[str, Any]) -> Published:
+def _of_module(source: Path, net: Recorded, beside: Mapping[str, Any], objective: str | None) -> Published:
     """A pickled network behind its preconditioning, which is its outermost class."""
     tensors = tensors_of(source, module_tensors(net))
+    if net.name in _REPRODUCED:
+        return _reproduced(source, net, tensors, objective)
     if net.name == "Precond":
         images, width = _named(source)
         return Published(
@@ -165,6 +107,21 @@ def _of_module(source: Path, net: Recorded, beside: Mapping[str, Any]) -> Publis
             f"{source} is a {net.name}, whose preconditioning has no exact form here; EDMPrecond, VPPrecond"
         )
     return make(source, net, {name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+
+
+def _reproduced(source: Path, net: Recorded, tensors: Mapping[str, Tensor], objective: str | None) -> Published:
+    """Of edm2_sCM, the reproduction of sCM: f = cos t x - sin t sigma_d F(x / sigma_d, t), which is ours."""
+    if objective is None:
+        raise UserError(f"{source} does not say how it was trained: name it by --objective trigflow, sct or scd")
+    if net.name == "TrigFlowDDPMPPPrecond":
+        tensors = {name.removeprefix("unet."): tensor for name, tensor in tensors.items()}
+    layout = layout_of(tensors, head_channels=_head_channels(net))
+    told = {"name": objective}
+    if objective == "trigflow":
+        told |= {"augmentation": 0.12 if layout.augmented else 0.0, "label_dropout": 0.0}
+    images, width = _named(source)
+    space = {"sigma_data": _number(net, "sigma_data")}
+    return Published(source, "edm2_sCM", layout, tensors, REPRODUCTION, False, told, space, None, images, width)
 
 
 def _edm(source: Path, net: Recorded, tensors: Mapping[str, Tensor]) -> Published:
@@ -196,15 +153,13 @@ def _number(net: Recorded, name: str) -> float:
     return float(value)
 
 
-def _head_channels(module: Any) -> int | None:
+def _head_channels(net: Recorded) -> int | None:
     """Channels of a head of attention in the first block that has it; None where no block does."""
-    state = module.state if isinstance(module, Recorded) and isinstance(module.state, dict) else {}
-    heads, channels = state.get("num_heads"), state.get("out_channels")
-    if type(heads) is int and type(channels) is int and heads > 0:
-        return channels // heads
-    parts = state.get("_modules", {})
-    found = map(_head_channels, parts.values() if isinstance(parts, dict) else ())
-    return next((count for count in found if count), None)
+    for _, state in modules(net):
+        heads, channels = state.get("num_heads"), state.get("out_channels")
+        if type(heads) is int and type(channels) is int and heads > 0:
+            return channels // heads
+    return None
 
 
 def _named(source: Path) -> tuple[int | None, float | None]:

@@ -12,15 +12,16 @@ from sctrain.config.schema import RunConfig
 from sctrain.config.yaml_text import dump_yaml
 from sctrain.errors import UserError
 from sctrain.files import write_json, write_text
-from sctrain.imports.published import Published
+from sctrain.imports.weights import Published
 from sctrain.runs import RunFolder
 from sctrain.snapshots import publish
 
 NOMINAL_WIDTH = 0.05  # of an EMA that is no power function's: a name, by which runs ask for it
 RETIME = "retime.yaml"
-_RETIMED = """# Fine-tunes the imported network: it will be told c_noise = t and say the velocity, as sct and scd need it:
-# with ln tan t their tangent diverges at t = pi/2 (sCM section 4.1). SANA-Sprint took about 5,000 steps for it. The
-# learning rate is a start, nobody has tuned it. Teach with the outcome: `teacher: {run: %s, ema: %g}`.
+_RETIMED = """\
+# Fine-tunes the imported network: it will be told c_noise = t and say the velocity, as sct and scd need it, for with
+# ln tan t their tangent diverges at t = pi/2 (sCM section 4.1). SANA-Sprint took about 5,000 steps for it. The learning
+# rate is a start, nobody has tuned it. Teach with the outcome: `teacher: {run: %s, ema: %g}`.
 """
 
 

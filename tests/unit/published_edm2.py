@@ -33,6 +33,7 @@ class PublishedEDM2:
     head_channels: int = 4
     labels: int = 3
     image: int = 4
+    scm: bool = False  # as edm2_sCM has it: told t by sines and cosines, scale and shift of unit size
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     def weight(self, name: str, *shape: int) -> Tensor:
@@ -47,6 +48,10 @@ class PublishedEDM2:
         return x @ used.T if x.ndim == 2 else F.conv2d(x, used, padding=kernel // 2)
 
     def fourier(self, x: Tensor, name: str, width: int) -> Tensor:
+        if self.scm:
+            self.weights[f"{name.replace('fourier', 'pos')}.freqs"] = 1e-4 ** torch.linspace(0, 1, width // 2).double()
+            angles = x[:, None] * self.weights[f"{name.replace('fourier', 'pos')}.freqs"]
+            return math.sqrt(2) * torch.cat([angles.cos(), angles.sin()], dim=1)
         frequencies, phases = (self.weight(f"{name}.{part}", width) for part in ("freqs", "phases"))
         return math.sqrt(2) * (x[:, None] * frequencies + phases).cos()
 
@@ -60,8 +65,14 @@ class PublishedEDM2:
         if encodes:
             x = sized(self.linear(x, f"{name}.conv_skip", outputs) if skips else x, 1)
         y = self.linear(mp_silu(x), f"{name}.conv_res0", outputs, 3)
-        told = self.linear(emb, f"{name}.emb_linear", outputs) * self.weight(f"{name}.emb_gain") + 1
-        y = self.linear(mp_silu(y * told[:, :, None, None]), f"{name}.conv_res1", outputs, 3)
+        if self.scm:
+            told = self.linear(emb, f"{name}.emb_linear", 2 * outputs)[:, :, None, None].chunk(2, dim=1)
+            scale, shift = (sized(part, 1) for part in told)
+            y = sized(y, 1) * scale + shift
+        else:
+            told = self.linear(emb, f"{name}.emb_linear", outputs) * self.weight(f"{name}.emb_gain") + 1
+            y = y * told[:, :, None, None]
+        y = self.linear(mp_silu(y), f"{name}.conv_res1", outputs, 3)
         if not encodes and skips:
             x = self.linear(x, f"{name}.conv_skip", outputs)
         x = mp_sum(x, y, 0.3)

@@ -17,7 +17,7 @@ from data_pipeline.description import read_description
 from data_pipeline.sources.folder import prepare_folder
 from models.registry import free_form
 from models.unet_options import ADMOptions
-from sctrain.building import fresh_network, parameterization, pinned, refuse_unfit_sources, snapshot_weights
+from sctrain.building import fresh_network, parameterization, pinned, refuse_unfit_sources
 from sctrain.cli import main
 from sctrain.config.loading import load
 from sctrain.config.schema import RunConfig, WeightsFrom
@@ -25,7 +25,7 @@ from sctrain.errors import UserError
 from sctrain.imports.published import read_published
 from sctrain.imports.run_folder import RETIME, described, write_run
 from sctrain.processes import denoise, per_sample, time_of
-from sctrain.snapshots import newest_images, snapshot_config
+from sctrain.snapshots import load_weights, newest_images, snapshot_config
 
 SIDE, B = 8, 3
 SIGMAS, LABELS = torch.tensor([0.01, 0.6, 40.0]).double(), torch.tensor([0, 1, 1])
@@ -59,13 +59,17 @@ def pickled(path: Path, outer: str, weights: dict[str, Tensor], heads: int, pref
     return path
 
 
+def stored(source: WeightsFrom) -> dict[str, Tensor]:
+    return load_weights(source.run / "snapshots", source.images, source.ema)
+
+
 def denoised(run: Path, x: Tensor, sigma: Tensor) -> Tensor:
     """D(x, sigma) of an imported run, through snapshot, network and parameterization, in float64."""
     images = newest_images(run)
     config = snapshot_config(run, images)
     network = fresh_network(config, read_description(config.data.url))
     source = WeightsFrom(run=run, images=images, ema=config.ema.widths[0])
-    network.load_state_dict(snapshot_weights(source))
+    network.load_state_dict(stored(source))
     F = parameterization(config).of(network.double().eval())
     t = time_of(sigma, config.sigma_data)
     x_t = per_sample(t.cos(), x) * x
@@ -132,9 +136,43 @@ def test_edm2(tmp_path: Path, data: Path):
     expected = edm_denoised(model.F, x, SIGMAS)
     torch.testing.assert_close(denoised(run, x, SIGMAS), expected, rtol=1e-5, atol=1e-5)
     network = fresh_network(config, read_description(str(data)))
-    network.load_state_dict(snapshot_weights(WeightsFrom(run=run, images=images, ema=0.13)))
+    network.load_state_dict(stored(WeightsFrom(run=run, images=images, ema=0.13)))
     w = network.double()(x, SIGMAS.log() / 4, LABELS)[1]
     torch.testing.assert_close(w, -model.u(SIGMAS.log() / 4), rtol=1e-5, atol=1e-5)
+
+
+def trigflow_denoised(F: Any, x: Tensor, sigma: Tensor) -> Tensor:
+    """f = cos t x_t - sin t sigma_d F(x_t / sigma_d, t), at x_t = cos t x."""
+    t = (sigma / 0.5).atan()
+    x_t = per_sample(t.cos(), x) * x
+    return per_sample(t.cos(), x) * x_t - per_sample(t.sin(), x) * 0.5 * F(x_t / 0.5, t, ONE_HOT)
+
+
+@pytest.mark.parametrize(
+    ("outer", "model"),
+    [
+        ("TrigFlowPrecond", PublishedEDM2(multipliers=(1, 4), labels=2, image=3, scm=True)),
+        ("TrigFlowDDPMPPPrecond", PublishedUNet(song=True, labels=2, scm=True)),
+    ],
+)
+def test_the_reproduction_of_scm(
+    tmp_path: Path, data: Path, outer: str, model: Any, capsys: pytest.CaptureFixture[str]
+):
+    weights = drawn(model, SIGMAS)
+    edm2 = isinstance(model, PublishedEDM2)
+    path = pickled(tmp_path / "phema-0203423-0.075.pkl", outer, weights, 4, "" if edm2 else "unet.", sigma_data=0.5)
+    assert "--objective trigflow, sct or scd" in refusal(path, data, capsys)
+    run = tmp_path / "run"
+    assert main(["import", str(path), "--to", str(run), "--data", str(data), "--objective", "sct"]) == 0
+    assert not (run / RETIME).exists(), "it is told t as it is"
+    config = snapshot_config(run, newest_images(run))
+    assert (config.network.name, config.ema.widths) == ("edm2-scm" if edm2 else "ddpmpp-scm", (0.075,))
+    x = torch.randn(B, 3, SIDE, SIDE).double() * per_sample(SIGMAS + 0.5, torch.empty(B, 1, 1, 1))
+    expected = trigflow_denoised(model.F if edm2 else model, x, SIGMAS)
+    torch.testing.assert_close(denoised(run, x, SIGMAS), expected, rtol=1e-4, atol=1e-4)
+    segmented = weights | {("unet.emb_t_k.weight" if edm2 else "map_t_k.weight"): torch.ones(1)}
+    pickled(path, outer, segmented, 4, "" if edm2 else "unet.", sigma_data=0.5)
+    assert "several segments" in refusal(path, data, capsys, "--objective", "scd")
 
 
 def test_a_published_size_is_known_by_its_name():
@@ -193,6 +231,7 @@ def test_sampling_an_imported_run(tmp_path: Path, data: Path):
 
 
 def refusal(path: Path, data: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    capsys.readouterr()
     assert main(["import", str(path), "--to", str(path.parent / "refused"), "--data", str(data), *flags]) == 2
     assert not (path.parent / "refused").exists()
     said = capsys.readouterr().err
@@ -215,7 +254,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, data: Path, capsys: pytest
     less = {name: tensor for name, tensor in weights.items() if name != "dec.4x4_in0.conv1.bias"}
     assert "there is no tensor 'dec.4x4_in0.conv1.bias'" in refusal(file(weights=less), data, capsys)
     wrong = weights | {"map_layer1.bias": torch.ones(7)}
-    assert "condition.out.bias is (32,) in 'ddpmpp'" in refusal(file(weights=wrong), data, capsys)
+    assert "condition.out.bias is (32,) and (7,) in 'ddpmpp'" in refusal(file(weights=wrong), data, capsys)
     odd = {name.replace("enc.8x8_conv", "enc.16x16_conv"): tensor for name, tensor in weights.items()}
     assert "not laid out as EDM's" in refusal(file(weights=odd), data, capsys)
     latents = tmp_path / "latents.pkl"
