@@ -223,6 +223,12 @@ class MPFourier(nn.Module):
         return math.sqrt(2) * (2 * math.pi * (x[:, None] * frequencies + phases)).cos()
 
 
+def constants(network: nn.Module) -> list[str]:
+    """Names of the parameters that no gradient moves."""
+    found = [name for name, part in network.named_modules() if isinstance(part, MPFourier)]
+    return [f"{name}.{which}" for name in found for which in ("frequencies", "phases")]
+
+
 def _held(parameter: Tensor) -> Tensor:
     """The same values with a gradient of zero; engines and optimizers wait for one."""
     return parameter.detach() + 0 * parameter

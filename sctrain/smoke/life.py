@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.magnitude import constants
 from sctrain import building
 from sctrain.config.objectives import Diffusion, SimplifiedConsistency
 from sctrain.config.recipes import recipe_of
@@ -117,7 +118,8 @@ class Smoke:
                 if trainer.run() or trainer.record.skipped:
                     raise UserError(f"{trainer.record.skipped} of its steps were skipped")
                 still = [name for name, weights in _masters(trainer).items() if torch.equal(weights, start[name])]
-            if still := [name for name in still if _must_move(name, config)]:
+                never = constants(trainer.student.module)
+            if still := [name for name in still if name not in never and _must_move(name, config)]:
                 raise UserError(f"{len(still)} of {len(start)} parameters have not moved, {still[0]} for one")
         return resumed_at
 
