@@ -195,7 +195,7 @@ def _range_problem(index: ShardIndex) -> str | None:
         return "a sample names a shard that is not listed"
     if size.min() <= 0 or offset.min() < 0 or (size % TAR_BLOCK).any() or (offset % TAR_BLOCK).any():
         return "a sample's byte range is impossible"
-    if (offset > index.shard_bytes[shard] - size).any():  # this way round, nothing can overflow
+    if index.shard_bytes.min() < 0 or (offset > index.shard_bytes[shard] - size).any():  # nothing here can overflow
         return "a sample's byte range ends outside its shard"
     same_shard = shard[1:] == shard[:-1]
     if (shard[1:] < shard[:-1]).any() or (same_shard & (offset[1:] - offset[:-1] < size[:-1])).any():

@@ -192,8 +192,10 @@ def _check_same_plan(folder: str, plan: Plan, mend: str) -> None:
     with open_url(url) as file:
         try:
             found = json.load(file)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{url} is damaged: {mend}, and repeat the command.") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{url} is damaged: {mend}, and repeat the command.")
     if found != plan:
         raise DataError(
             f"{folder} holds the unfinished work of another command ({difference(found, plan)}): repeat that one to go "
