@@ -69,13 +69,16 @@ class Case:
     dropout: float = 0.0
     bf16: bool = False
     wide: bool = False
+    option: str = ""  # of ZeRO-3
 
     def __str__(self) -> str:
         words = [self.objective, self.engine, f"stage{self.stage}"]
+        words += [self.option] * bool(self.option)
         words += ["checkpointing"] * self.checkpointing + ["accumulated"] * (self.accumulation > 1)
         return " ".join(words + ["dropout"] * (self.dropout > 0) + ["bf16"] * self.bf16 + ["wide"] * self.wide)
 
 
+OPTIONS = ("hpz", "weights-on-cpu", "optimizer-on-cpu")
 SETTINGS = list(itertools.product((0, 3), (False, True), (1, 2), (0.0, 0.2), (False, True)))
 COMBINATIONS = {
     "every": SETTINGS,
@@ -90,6 +93,7 @@ OTHERS = [
     *(Case(engine=engine, checkpointing=True) for engine in ("two_pass", "finite_difference")),
     *(Case(stage=stage, checkpointing=True, dropout=0.2) for stage in (1, 2)),
     Case(bf16=True, wide=True, checkpointing=True),
+    *(Case(objective=name, option=option, accumulation=2) for name in ("sct", "scd") for option in OPTIONS),
 ]
 
 
@@ -133,8 +137,17 @@ def zero_config(world, case: Case) -> dict:
             "stage": case.stage,
             "stage3_param_persistence_threshold": 0,
             "memory_efficient_linear": False,
+            **options(world)[case.option],
         },
+        "zero_force_ds_cpu_optimizer": False,
     }
+
+
+def options(world) -> dict[str, dict]:
+    """What DeepSpeed is told for each."""
+    cpu = {"device": "cpu"}
+    settings = {"zero_hpz_partition_size": world.size}, {"offload_param": cpu}, {"offload_optimizer": cpu}
+    return {"": {}, **dict(zip(OPTIONS, settings, strict=True))}
 
 
 class BareEngine:
