@@ -16,6 +16,7 @@ from models.discriminator import Discriminator
 from models.tangent.engines import tangent_engine
 from models.tangent.recorded import recorded
 from sctrain import building
+from sctrain.allocator import keep_freed_memory
 from sctrain.blueprint import Blueprint
 from sctrain.config.deepspeed import deepspeed_config, derive_batch
 from sctrain.config.objectives import Adversary as AdversaryConfig
@@ -53,6 +54,8 @@ class Parts:
         self.memories = Memories(config.offload, RunFolder(config.run_dir).offload)
         self.student, self.target, networks = self._engines()
         self.adversary = self._adversary()
+        if world.device.type == "cpu" and config.offload.optimizer != "disk":  # there memory is what lacks
+            keep_freed_memory()  # now: the blocks that construction leaves are not those that training asks for
         self.networks = replace(networks, adversary=self.adversary and Adversary(self.adversary.module, self.adversary))
 
     def _engines(self) -> tuple[StudentEngine, TargetNetwork | None, Networks]:

@@ -22,16 +22,27 @@ _DECIDED_ELSEWHERE = {
     "optimizer": "optimizer",
     "scheduler": "optimizer.ramp_images",
     "bf16.enabled": "precision",
-    "fp16": "precision",
     "amp": "precision",
     "torch_autocast": "precision",
     "zero_optimization.offload_optimizer": "offload.optimizer",
 }
+_ROUNDED = "int8 weights are other ones than the EMA and checkpoints have, and tangents are not tested on them"
 # DeepSpeed's key -> the values that this trainer works with, and why.
 _FIXED = {
     "zero_optimization.stage": ((3, 0), "EMA and checkpoints do not follow the fragments of stages 1 and 2"),
     "zero_optimization.memory_efficient_linear": ((False,), "that linear layer passes no tangents"),
-    "zero_optimization.offload_param": ((), "EMA and checkpoints do not follow offloaded shards yet"),
+    "zero_optimization.zero_quantized_weights": ((False,), _ROUNDED),
+    "zero_optimization.zero_quantized_nontrainable_weights": ((False,), _ROUNDED),
+    "zero_optimization.zero_quantized_gradients": ((False,), "its kernels are for GPUs, where it is not tested yet"),
+    "zero_optimization.mics_shard_size": (
+        (-1,),
+        "DeepSpeed has removed it; 'zero_hpz_partition_size' gathers in a node",
+    ),
+    "zero_optimization.offload_param.device": (
+        ("none", "cpu"),
+        "weights on a disk cannot be set, as EMA and targets do",
+    ),
+    "fp16": ((), "its loss scale is a state that no checkpoint holds, and bf16 needs none"),
 }
 
 

@@ -162,7 +162,8 @@ Place = Literal["device", "cpu", "disk"]
 class OffloadConfig(Strict):
     """Where training keeps what a forward does not need. Arithmetic stays what it is; a step waits for the disk."""
 
-    optimizer: Place = "device"  # moments, and masters that are not the weights themselves; elsewhere only in ZeRO-3
+    # Gradients, moments, and masters that are not the weights themselves; elsewhere than on the device in ZeRO-3 only.
+    optimizer: Place = "device"
     ema: Place = "device"  # the tracks
     folder: Path | None = None  # on a fast disk of each machine; None: `offload` in run_dir
     checkpoint_copy: bool = True  # false: training waits for checkpoints, which take no second copy of the state

@@ -53,7 +53,7 @@ class StudentEngine:
         self._zero3, self._memory = Zero3(network) if stage(config) == 3 else None, memory or Memory()
         if self._zero3 is not None:
             carry_tangents(network)
-            self._zero3.move_masters(self._memory.hold)
+            self._zero3.move(self._memory.hold)
             self.shards: Shards = PartitionedShards(network)
         else:
             inner.state.clear()  # DeepSpeed may have taken a step of zero gradient, which would count

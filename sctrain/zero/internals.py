@@ -148,11 +148,21 @@ class Zero3:
     def flat_masters(self) -> list[Tensor]:
         return self._zero.fp32_partitioned_groups_flat
 
-    def move_masters(self, hold: Callable[[Tensor], Tensor]) -> None:
-        """Keep masters that are not the weights themselves where `hold` puts them."""
+    def move(self, hold: Callable[[Tensor], Tensor]) -> None:
+        """Keep where `hold` puts them: gradients, and masters that are not the weights themselves."""
         for master, weights in zip(self.flat_masters, self._zero.fp16_partitioned_groups_flat, strict=True):
             if master.data_ptr() != weights.data_ptr():
                 master.data = hold(master.data)
+            if master.grad is not None:
+                master.grad = hold(master.grad)
+        gradients = hold(self._zero.grad_partitions_flat_buffer)
+        self._zero.grad_partitions_flat_buffer = gradients
+        views = self._zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
+        assert sum(view.numel() for view in views.values()) == gradients.numel(), (
+            "gradients are kept in another way now"
+        )
+        for key, view in views.items():
+            views[key] = gradients.narrow(0, view.storage_offset(), view.numel())
 
     def place(self, parameter: nn.Parameter) -> tuple[int, slice]:
         """Where this rank's piece of a parameter lies in `flat_masters`, and in moments alike; with its padding."""
