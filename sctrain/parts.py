@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from data_pipeline.allocator import keep_freed_memory
 from data_pipeline.loader import Batch as RawBatch
 from data_pipeline.loader import BatchStream, ReadOptions, stream
 from models.attention import chosen_backend
@@ -16,7 +17,6 @@ from models.discriminator import Discriminator
 from models.tangent.engines import tangent_engine
 from models.tangent.recorded import recorded
 from sctrain import building
-from sctrain.allocator import keep_freed_memory
 from sctrain.blueprint import Blueprint
 from sctrain.config.deepspeed import deepspeed_config, derive_batch
 from sctrain.config.objectives import Adversary as AdversaryConfig
