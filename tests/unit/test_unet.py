@@ -8,6 +8,7 @@ from models.layers import Conditioning
 from models.registry import build_network
 from models.tangent.dual import Dual
 from models.tangent.engines import TANGENT_ENGINES, finite_difference
+from models.tangent.precision import tangent_precision
 from models.unet_layers import Resample
 from models.unet_options import ADMOptions, UNetOptions
 
@@ -73,6 +74,19 @@ def test_every_block_carries_its_tangent(family):
         difference = (ahead - behind) / 2e-5
         assert out.shape == (2, place.outputs, place.resolution, place.resolution)
         assert difference.norm() > 0.1 and relative(out.tangent, difference) < 1e-7
+
+
+@pytest.mark.parametrize("wide", [None, torch.float32])
+@pytest.mark.parametrize("family", ["ddpmpp-scm", "ncsnpp", "adm"])
+def test_tangents_in_bfloat16(family, wide):
+    """Inputs and times stay in float32, whatever the weights."""
+    (primals, tangents) = inputs()
+    exact = TANGENT_ENGINES["two_pass"](made(family), primals, tangents, LABELS)[1]
+    primals, tangents = ([x.float() for x in pair] for pair in (primals, tangents))
+    with tangent_precision(wide):
+        (value, w), tangent = TANGENT_ENGINES["single_pass"](made(family).bfloat16(), primals, tangents, LABELS)
+    assert value.dtype == w.dtype == tangent.dtype == torch.float32
+    assert 1e-4 < relative(tangent.double(), exact) < 0.1
 
 
 @pytest.mark.parametrize("family", ["ncsnpp-scm", "adm"])
