@@ -1,7 +1,7 @@
 """`sctrain bench data`: how fast samples arrive, beside plain webdataset and beside raw reads of the same objects.
 
 All three deliver what is stored, undecoded, through the same number of worker processes. Each round reads the whole set
-once with each, ours from a cold cache; the clock starts when the first worker does, before it asks for anything.
+once with each, ours from a cold cache; the clock starts when all workers are there, before they ask for anything.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
+from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ LEAST_SHARDS, SHARD_BYTES = 8, 2**28
 PREFETCH = 4  # batches
 WINDOW = 65_536  # samples, as runs have it
 BEGIN, BEGUN = [None], []  # what a worker is told first, and what it answers
+BARRIER_S = 120.0
 WARM_UP = 5  # batches before the paced consumer is timed
 
 
@@ -146,7 +148,7 @@ def _cold(dataset: ShardedDataset) -> Iterator[ShardedDataset]:
 
 
 def _rate(batches: Iterable[list[Any]]) -> float:
-    """Payload bytes per second from the first sign of a worker to the last batch."""
+    """Payload bytes per second from the first sign of the workers to the last batch."""
     arriving = iter(batches)
     assert next(arriving) == BEGUN
     begin, total = time.perf_counter(), 0
@@ -231,21 +233,23 @@ class _RawRanges(Dataset):
 
 
 def _loaded(source: Any, settings: DataSettings, sampler: Any = None) -> DataLoader:
+    context = multiprocessing.get_context("spawn")
     return DataLoader(
         source,
         batch_size=None,
         sampler=sampler,
         num_workers=settings.workers,
-        worker_init_fn=_begin_worker,
-        multiprocessing_context="spawn",
+        worker_init_fn=partial(_begin_worker, context.Barrier(settings.workers)),
+        multiprocessing_context=context,
     )
 
 
-def _begin_worker(_: int) -> None:
+def _begin_worker(all_are_there: Barrier, _: int) -> None:
     """Webdataset knows no buckets; what its users register is a function that opens a stream."""
     from webdataset.gopen import gopen_schemes
 
     keep_freed_memory()  # as our own workers do
+    all_are_there.wait(BARRIER_S)
     for scheme in ("s3", "gs", "az"):
         gopen_schemes[scheme] = _opened
 
