@@ -84,7 +84,7 @@ class _NormalizedProduct(torch.autograd.Function):
         along = (g_used * wide).sum(rows, keepdim=True) / size  # of g . W / size, row by row
         norm = (size - EPSILON * math.sqrt(weight[0].numel())).clamp_min(torch.finfo(wide.dtype).tiny)
         g_weight = torch.addcmul(g_used, wide, along / norm, value=-1).mul_(factor / size)
-        g_gain = None if gain is None else (ctx.scale * along.sum()).to(gain.dtype)
+        g_gain = None if gain is None else (ctx.scale * along.sum()).to(gain.dtype).view_as(gain)
         return g_x, g_weight.to(weight.dtype), g_gain, None
 
 
@@ -115,7 +115,7 @@ class _Normalized(nn.Module):
     def __init__(self, *shape: int, scale: float = 1.0, gained: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(shape))
-        self.gain = nn.Parameter(torch.zeros(())) if gained else None
+        self.gain = nn.Parameter(torch.zeros(1)) if gained else None
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from sctrain.randomness import Purpose, SampleGenerator
 from sctrain.self_check import Arguments, Verdict, verify
 from sctrain.zero.engine import ExactNetwork, FrozenEngine, StudentEngine
 from sctrain.zero.target import TargetNetwork
+from sctrain.zero.weight_norm import ForcedWeightNorm
 from sctrain.zero.world import World
 
 
@@ -58,6 +59,7 @@ class Parts:
             weights = building.snapshot_weights(source)
             building.load_into(network, weights, source.run, as_a_start=True)
         student, target = StudentEngine(network, config.optimizer, zero), None
+        ForcedWeightNorm(student.shards, network).apply()
         if config.objective.has_target:
             target = TargetNetwork(
                 student.shards,
