@@ -6,11 +6,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.edm2_options import EDM2Options, EDM2Size
 from models.execution import Execution
-from models.layers import Conditioning
+from models.layers import Conditioning, constants
 from models.magnitude import (
     MPConv,
     MPLinear,
-    constants,
     mp_cat,
     mp_silu,
     normalized,
