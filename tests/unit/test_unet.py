@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from models.execution import Execution
-from models.layers import Conditioning
+from models.layers import Conditioning, constants
 from models.registry import build_network
 from models.tangent.dual import Dual
 from models.tangent.engines import TANGENT_ENGINES, finite_difference
+from models.tangent.precision import tangent_precision
 from models.unet_layers import Resample
 from models.unet_options import ADMOptions, UNetOptions
 
@@ -75,6 +76,19 @@ def test_every_block_carries_its_tangent(family):
         assert difference.norm() > 0.1 and relative(out.tangent, difference) < 1e-7
 
 
+@pytest.mark.parametrize("wide", [None, torch.float32])
+@pytest.mark.parametrize("family", ["ddpmpp-scm", "ncsnpp", "adm"])
+def test_tangents_in_bfloat16(family, wide):
+    """Inputs and times stay in float32, whatever the weights."""
+    (primals, tangents) = inputs()
+    exact = TANGENT_ENGINES["two_pass"](made(family), primals, tangents, LABELS)[1]
+    primals, tangents = ([x.float() for x in pair] for pair in (primals, tangents))
+    with tangent_precision(wide):
+        (value, w), tangent = TANGENT_ENGINES["single_pass"](made(family).bfloat16(), primals, tangents, LABELS)
+    assert value.dtype == w.dtype == tangent.dtype == torch.float32
+    assert 1e-4 < relative(tangent.double(), exact) < 0.1
+
+
 @pytest.mark.parametrize("family", ["ncsnpp-scm", "adm"])
 def test_checkpointing_changes_no_gradient(family):
     primals, tangents = inputs()
@@ -109,6 +123,7 @@ def test_random_frequencies_stay_what_they_are():
     network, ((u, t), _) = made("ncsnpp"), inputs()
     network(u, t, LABELS)[0].square().sum().backward()
     turns = network.condition.time.turns
+    assert constants(network) == ["condition.time.turns"] and not constants(made("ddpmpp"))
     assert turns.std() > 0.1 and torch.equal(turns.grad, torch.zeros_like(turns))
     slow = build_network(UNetOptions("ncsnpp", time_scale=0.02, channels=128), 1, 32, 32, Conditioning(1))
     assert slow.condition.time.turns.std().item() == pytest.approx(0.02, rel=0.3)
