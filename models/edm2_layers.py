@@ -33,9 +33,10 @@ class MPCondition(nn.Module):
         self.num_classes = told.num_classes
         self.time = MPFourier(width) if options.name == "edm2" else PositionalEmbedding(width, options.time_period)
         self.slow = PositionalEmbedding(width)
-        half, _ = sum_factors(0.5)
+        half = sum_factors(0.5)[0] if options.told_classes else 1.0
         self.noise = MPLinear(width, 4 * width, half)
-        self.label = MPLinear(told.num_classes, 4 * width, half * math.sqrt(told.num_classes))
+        size = half * math.sqrt(told.num_classes)
+        self.label = MPLinear(told.num_classes, 4 * width, size) if options.told_classes else None
         self.guidance = MPLinear(width, width, gained=True) if told.guided else None
         self.end = MPLinear(width, width, gained=True) if told.jumps else None
         self.augmentation = MPLinear(AUGMENTATION_LABELS, width, gained=True) if told.augmented else None
@@ -53,6 +54,8 @@ class MPCondition(nn.Module):
             time = time + self.end(self.slow(end.to(time.dtype)))
         if self.augmentation is not None and augmentation is not None:  # none when drawing
             time = time + self.augmentation(augmentation.to(time.dtype))
+        if self.label is None:
+            return mp_silu(self.noise(time))
         classes = F.one_hot(labels, self.num_classes + 1)[:, :-1].to(time.dtype)  # "no class" is zero
         return mp_silu(self.noise(time) + self.label(classes))
 

@@ -33,11 +33,12 @@ def from_edm2(published: Mapping[str, Tensor], network: EDM2, side: int) -> dict
     """
     weights = {
         "condition.noise.weight": published["unet.emb_noise.weight"],
-        "condition.label.weight": published["unet.emb_label.weight"],
         "embed.weight": published[f"unet.enc.{side}x{side}_conv.weight"],
         "head.weight": published["unet.out_conv.weight"],
         "head.gain": published["unet.out_gain"].reshape(1),
     }
+    if network.condition.label is not None:
+        weights["condition.label.weight"] = published["unet.emb_label.weight"]
     if isinstance(network.condition.time, MPFourier):
         weights |= _fourier(published, "unet.emb_fourier", "condition.time")
         weights |= _fourier(published, "logvar_fourier", "weighting.time")

@@ -87,6 +87,7 @@ def add_data(parser: argparse.ArgumentParser, add_global_flags: Adder) -> None:
     show.add_argument("--class", dest="label", metavar="CLASS", help="number or name: images of this class only")
     show.add_argument("--split", default="train", help="default: train")
     show.add_argument("--seed", type=int, default=0, help="of the choice (default: 0)")
+    show.add_argument("--vae", type=Path, metavar="FOLDER", help="auto-encoder that decodes latents")
 
 
 def count(text: str) -> int:

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if needs_retiming(config):
         say(
-            f"{args.to}: teaches cd, ctm, pd and lcm as it is; for sct and scd it has to be told c_noise = t, which "
+            f"{args.to}: teaches cd, ctm and pd as it is; for sct and scd it has to be told c_noise = t, which "
             f"`sctrain train {args.to / RETIME}` fine-tunes it to"
         )
     return 0

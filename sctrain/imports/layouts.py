@@ -67,18 +67,17 @@ def sized(options: NetworkOptions) -> NetworkOptions:
 
 def _edm2(tensors: Tensors, head_channels: int) -> Layout:
     shape = _shape(tensors, "unet.", "conv_res0", "attn_qkv")
-    if "unet.emb_label.weight" not in tensors:
-        raise UserError("EDM2's networks without classes weigh their embeddings otherwise than any network here")
     if "unet.emb_t_k.weight" in tensors:
         raise UserError(_SEGMENTED)
-    side = shape.pop("side")
+    side, label = shape.pop("side"), tensors.get("unet.emb_label.weight")
+    shape["told_classes"] = label is not None
     if any(name.endswith("emb_gain") for name in tensors):
         options = EDM2Options(name="edm2", head_channels=head_channels, **shape)
     else:  # edm2_sCM's
         told = {"whole_condition": True, "time_period": PERIOD}
         options = EDM2Options(name="edm2-scm", head_channels=head_channels, **shape, **told)
     image = tensors[f"unet.enc.{side}x{side}_conv.weight"].shape[1] - 1
-    classes = tensors["unet.emb_label.weight"].shape[1]
+    classes = 0 if label is None else label.shape[1]
     return Layout(sized(options), image, side, classes, with_sentences(from_edm2), _LEFT_BY_EDM2_SCM)
 
 

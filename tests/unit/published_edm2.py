@@ -90,8 +90,9 @@ class PublishedEDM2:
         """What is added to c_skip x as c_out F."""
         side, width, last = x.shape[-1], self.channels * max(self.multipliers), len(self.multipliers) - 1
         emb = self.linear(self.fourier(c_noise, "unet.emb_fourier", self.channels), "unet.emb_noise", width)
-        told = self.linear(one_hot * math.sqrt(self.labels), "unet.emb_label", width)
-        emb = mp_silu(mp_sum(emb, told, 0.5))
+        if self.labels:
+            emb = mp_sum(emb, self.linear(one_hot * math.sqrt(self.labels), "unet.emb_label", width), 0.5)
+        emb = mp_silu(emb)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         x = self.linear(x, f"unet.enc.{side}x{side}_conv", self.channels, 3)
         left = [x]

@@ -119,14 +119,16 @@ def test_vp(tmp_path: Path, data: Path):
     assert snapshot_config(run, 1).data.std == (0.5,), "the data keep their size, [-1, 1]"
 
 
-def edm2_file(folder: Path, name: str = "edm2-img8-s-2147483-0.130.pkl") -> tuple[PublishedEDM2, Path]:
-    model = PublishedEDM2(multipliers=(1, 4), labels=2, image=3)
+def edm2_file(folder: Path, labels: int = 2) -> tuple[PublishedEDM2, Path]:
+    name = "edm2-img8-s-2147483-0.130.pkl"
+    model = PublishedEDM2(multipliers=(1, 4), labels=labels, image=3)
     weights = drawn(model, SIGMAS.log() / 4)
     return model, pickled(folder / name, "Precond", weights, 4, "", sigma_data=0.5)
 
 
-def test_edm2(tmp_path: Path, data: Path):
-    model, path = edm2_file(tmp_path)
+@pytest.mark.parametrize("labels", [2, 0])
+def test_edm2(tmp_path: Path, data: Path, labels: int):
+    model, path = edm2_file(tmp_path, labels)
     run = tmp_path / "teacher"
     write_run(read_published(path), run, str(data))
     images = newest_images(run)

@@ -48,6 +48,10 @@ def config_of(place: Path, run: Path, **data: object) -> RunConfig:
 def test_pictures_of_latents(place: Path):
     pictures = open_pictures(str(place / "latents"), "test", place / "vae")
     assert pictures.description.shape == (3, 16, 16) and len(pictures) == 12
+    sheet = place / "sheet.png"
+    assert main(["data", "show", str(place / "latents"), "--out", str(sheet)]) == 2
+    assert main(["data", "show", str(place / "latents"), "--out", str(sheet), "--vae", str(place / "vae")]) == 0
+    assert sheet.is_file()
     with pytest.raises(UserError, match=r"name their decoder's folder with 'data.vae'"):
         open_pictures(str(place / "latents"), "test")
 
