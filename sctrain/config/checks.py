@@ -27,7 +27,7 @@ def check(config: RunConfig) -> None:
     """UserError for the first contradiction; it names the keys and the mend."""
     _check_teacher(config)
     _check_counts(config)
-    refuse_contradictions(config.deepspeed)
+    refuse_contradictions(config)
     _check_early(config)
     _check_compute(config)
     _check_guidance(config)

@@ -20,6 +20,7 @@ import deepspeed.runtime.compiler as runtime_compiler
 import torch
 import torch.distributed.distributed_c10d as c10d
 from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import groups
 from torch import Tensor, nn
 
 from models.tangent.dual import Dual
@@ -112,7 +113,12 @@ class Partitioner:
     """Makes ZeRO-3 parameters one at a time, as `deepspeed.zero.Init` does for every module that is constructed."""
 
     def __init__(self, config: dict[str, Any], dtype: torch.dtype, device: torch.device):
-        self._init = deepspeed.zero.Init(config_dict_or_path=copy.deepcopy(config), dtype=dtype)
+        in_machine = None  # hpZ's process group; it may be made once, and who knows it has hpZ
+        if config["zero_optimization"].get("zero_hpz_partition_size", 1) > 1:
+            in_machine = groups._get_zero_param_intra_parallel_group()
+        self._init = deepspeed.zero.Init(
+            config_dict_or_path=copy.deepcopy(config), dtype=dtype, zero_param_parallel_group=in_machine
+        )
         self._dtype, self._device = dtype, device
 
     def blank(self, shape: tuple[int, ...], *, postponed: bool) -> nn.Parameter:

@@ -39,5 +39,5 @@ def test_memory_is_that_of_a_shard_and_a_layer(two_ranks, what):
 def test_weights_that_are_set_again_count_with_every_option_of_zero(two_ranks):
     for result in two_ranks:
         assert len(result["options"]) == 4
-        for frozen, trained, expected in result["options"].values():
-            assert frozen == trained == expected
+        for name, (frozen, trained, expected) in result["options"].items():
+            assert frozen == trained == expected, name

@@ -109,9 +109,9 @@ def with_options(world: World) -> dict[str, list[float]]:
         "cpu": {"offload_param": {"device": "cpu"}},
     }.items():
         blueprint, settings = Blueprint(make), config(world, 3, **options)
-        frozen = FrozenEngine(lay_out(blueprint, settings, world.device, trained=False), settings, world.device)
         network = lay_out(blueprint, settings, world.device, trained=True)
         trained = StudentEngine(network, OptimizerConfig(), settings)
+        frozen = FrozenEngine(lay_out(blueprint, settings, world.device, trained=False), settings, world.device)
         for seed in (7, 5):
             values = InitialValues(blueprint, seed)
             frozen.fill(values)
