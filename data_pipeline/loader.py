@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_pipeline import storage
+from data_pipeline.allocator import keep_freed_memory
 from data_pipeline.dataset import ShardedDataset, open_dataset
 from data_pipeline.errors import DataError
 from data_pipeline.order import micro_batch_positions
@@ -182,6 +183,7 @@ def _begin_worker(settings: StorageSettings, _: int) -> None:
     worker ends at once. Python would stop the thread that hands batches over in the middle of torch's code, which
     aborts the process, and then the trainer's.
     """
+    keep_freed_memory()
     atexit.register(os._exit, 0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

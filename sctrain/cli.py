@@ -253,7 +253,7 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--generate", type=byte_size, metavar="SIZE", help="first write latents there: 512MiB, say")
     data.add_argument("--batch", type=count, default=256, help="samples (default: 256)")
     data.add_argument("--workers", type=count, default=2, help="processes (default: 2)")
-    data.add_argument("--window", type=count, default=65_536, help="of the shuffle, in samples (default: 65536)")
+    data.add_argument("--window", type=count, help="of the shuffle, in samples (default: an eighth of the set)")
     data.add_argument("--rate", type=float, default=500.0, help="images/s of the paced consumer (default: 500)")
     data.add_argument("--seconds", type=float, default=20.0, help="how long it consumes (default: 20)")
     precision = kinds.add_parser("precision", help="errors of tangents in low precision on a trained run")

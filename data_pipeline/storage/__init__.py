@@ -6,15 +6,20 @@ from the byte that is missing, until nothing has arrived for `retry_budget_s`. T
 they raise DataError, of which MissingError says that the object is not there or ends too early.
 """
 
+from __future__ import annotations
+
 import atexit
-from collections.abc import Sequence
-from typing import BinaryIO
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, BinaryIO
 
 from data_pipeline.storage import local, objects
 from data_pipeline.storage.clients import forget_clients
 from data_pipeline.storage.remote import RemoteReader
 from data_pipeline.storage.settings import Statistics, StorageSettings
 from data_pipeline.storage.urls import expand, is_list, is_remote, join_url, local_path
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = [
     "StorageSettings",
@@ -27,6 +32,7 @@ __all__ = [
     "list_url",
     "local_path",
     "open_url",
+    "read_pieces",
     "read_range",
     "read_ranges",
     "settings",
@@ -72,6 +78,14 @@ def read_range(url: str, offset: int, size: int) -> bytes:
 def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     """The byte ranges (offset, size) of one object, in parallel where it is far away; errors as of `read_range`."""
     return _reader.read_ranges(url, ranges) if is_remote(url) else local.read_ranges(url, ranges)
+
+
+def read_pieces(url: str, offset: int, size: int) -> Iterator[Buffer]:
+    """`size` bytes from `offset` piece by piece as they arrive, from one request; errors as of `read_range`."""
+    if is_remote(url):
+        yield from _reader.read_pieces(url, (offset, size))
+    else:
+        yield from local.read_ranges(url, [(offset, size)])
 
 
 def size_of(url: str) -> int:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor
 
-from sctrain.allocator import keep_freed_memory
+from data_pipeline.allocator import keep_freed_memory
 from sctrain.config.schema import RuntimeConfig
 from sctrain.errors import UserError
 from sctrain.zero.internals import check_deepspeed, set_default_timeout, without_compiled_muon, without_shared_memory_op
