@@ -1,6 +1,7 @@
 """Training data from stores that fail: the very batches of a healthy one, in bounded time."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -87,6 +88,25 @@ def test_batches_of_a_faulty_store_are_those_of_a_healthy_one(
         assert torch.equal(one.labels, other.labels)
     assert counted["replaced"] == 0 and store.failed > 3
     assert counted["retries"] > 0 or name == "another body"
+
+
+@pytest.mark.parametrize("limit", [2**28, 0])
+def test_objects_whose_first_answers_are_wrong_are_read_right(
+    store: FaultyStore, healthy: list[Batch], tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+):
+    """The look at a shard and its first bytes both come from another object, so that one is remembered at first."""
+    asked: Counter[str] = Counter()
+
+    def wrong_at_first(self: FaultyStore, about: tuple[str, str, int, int]) -> str:
+        asked[about[1]] += 1
+        return "other" if about[1].endswith(".tar") and asked[about[1]] <= 2 else ""
+
+    monkeypatch.setattr(FaultyStore, "next_fault", wrong_at_first)
+    with open_stream(store.url, CacheOptions(str(tmp_path / "cache"), limit), workers=0) as batches:
+        found = list(islice(batches, STEPS))
+    assert batches.statistics["replaced"] == 0
+    for one, other in zip(found, healthy, strict=True):
+        assert torch.equal(one.sample_ids, other.sample_ids) and torch.equal(one.images, other.images)
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=FULL)])
