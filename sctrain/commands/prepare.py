@@ -139,7 +139,7 @@ def _tell(dest: str, data: DatasetDescription) -> None:
     what = "images" if data.latents is None else f"latents ({data.latents.convention})"
     say(f"{dest}: {data.height}x{data.width}, {len(data.classes):,} classes, {what}: {counts}")
     if data.enlarged:
-        say(f"{dest}: {data.enlarged:,} images were smaller than {data.height} pixels and were enlarged, as ADM does")
+        say(f"{dest}: {data.enlarged:,} images were smaller than the resolution and were enlarged, as ADM does")
     if data.skipped:
         more = f" and {len(data.skipped) - NAMED:,} more" if len(data.skipped) > NAMED else ""
         say(f"{dest}: {len(data.skipped):,} unreadable images left out: {', '.join(data.skipped[:NAMED])}{more}")
