@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.dataset import open_dataset
+from data_pipeline.description import DESCRIPTION_FILE, SplitDescription, read_description
 from data_pipeline.errors import DataError
+from data_pipeline.generated import write_latents
 from data_pipeline.index import ShardIndex, load_index
 from data_pipeline.order import SampleOrder
+from data_pipeline.reader import LookAhead, Reader, ReadOptions
 
 
 def make_index(samples: int, shards: int) -> ShardIndex:
@@ -61,6 +65,25 @@ def test_an_index_of_imagenets_size(tmp_path: Path):
     assert loaded - start < 2 and ordered - loaded < 2
     assert peak < 300 * 10**6
     assert len(np.unique(np.searchsorted(index.span_starts, ids, side="right"))) < 100  # of 20,000
+
+
+def test_the_first_batch_of_a_set_of_imagenets_size(tmp_path: Path):
+    """Opened, its shards compared with their recorded sizes, ordered, and the bytes of 256 samples there."""
+    write_latents(str(tmp_path), 8, 1)
+    about, index = read_description(str(tmp_path)), make_index(1_281_167, 1_001)
+    split = SplitDescription(samples=len(index), index="index-train.npz", fingerprint=index.fingerprint)
+    about = about.model_copy(update={"splits": {"train": split}})
+    (tmp_path / DESCRIPTION_FILE).write_text(about.model_dump_json())
+    saved(index, tmp_path)
+    for name, size in zip(index.shard_names.tolist(), index.shard_bytes.tolist(), strict=True):
+        with (tmp_path / name.decode()).open("wb") as file:
+            file.truncate(size)  # a file of holes
+    start = time.process_time()
+    dataset = open_dataset(str(tmp_path), "train")
+    reader = Reader(dataset, 0, 65_536, ReadOptions(), LookAhead(0, 0), spans=False)
+    ids, samples = reader.fetch(np.arange(256))
+    assert time.process_time() - start < 5
+    assert len(set(ids.tolist())) == 256 and samples == [bytes(1024)] * 256
 
 
 def test_spans_cut_shards_into_some_mebibytes():
