@@ -10,6 +10,7 @@ import random
 import resource
 import shutil
 import time
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -138,6 +139,17 @@ def refilled(index: ShardIndex, choose: random.Random) -> bytes:
     return file.getvalue()
 
 
+def repacked(sound: bytes, choose: random.Random) -> bytes:
+    """An archive that is whole, of arrays whose files are not."""
+    file, kept = io.BytesIO(), zipfile.ZipFile(io.BytesIO(sound))
+    damaged = choose.choice(kept.namelist())
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in kept.namelist():
+            archive.writestr(name, mutated(kept.read(name), choose) if name == damaged else kept.read(name))
+    return file.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore:Reading `.npy` or `.npz` file required additional header parsing")
 @counts(1300)
 def test_indices(original: Path, tmp_path: Path, count: int, seed: int):
     choose, path = random.Random(seed), tmp_path / "index.npz"
@@ -155,7 +167,8 @@ def test_indices(original: Path, tmp_path: Path, count: int, seed: int):
         )
 
     for number in range(count):
-        path.write_bytes(refilled(index, choose) if number % 2 else mutated(sound, choose))
+        kinds = mutated(sound, choose), refilled(index, choose), repacked(sound, choose)
+        path.write_bytes(kinds[number % 3])
         refused += attempt(read)
     assert 0.5 * count < refused < count
 

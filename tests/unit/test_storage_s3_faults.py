@@ -35,8 +35,8 @@ LONGEST_S = 90.0
 CASES = {
     "failing": (0.2, READING),
     "throttled": (0.5, ("slowdown", "slow")),
-    "another object": (0.1, (ANOTHER,)),
-    "another body": (0.1, (BODY,)),
+    "another object": (0.2, (ANOTHER,)),
+    "another body": (0.2, (BODY,)),
     "everything": (0.2, (*READING, ANOTHER, BODY)),
 }
 
