@@ -27,7 +27,7 @@ from data_pipeline.records import Target
 from data_pipeline.samples import Samples
 from data_pipeline.shards import Job, WrittenSplit, index_name, write_split
 from data_pipeline.storage import exists, is_remote, join_url, local_path
-from data_pipeline.targets import Plan, difference, open_target
+from data_pipeline.targets import Plan, delete_records, difference, open_target
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +93,8 @@ def _existing(url: str, plan: DatasetPlan) -> DatasetDescription | None:
         raise DataError(f"{url} holds another data set ({text}): choose another folder or remove it.")
     for split in found.splits:
         open_dataset(url, split)
+    if is_remote(url):
+        delete_records(url)  # of a writing that was ended right before it did so itself
     return found
 
 

@@ -71,16 +71,20 @@ class UNet(nn.Module):
         condition = self.condition(t, labels, guidance, end, augmentation).to(dtype)
         kept = self._encoded(u.to(dtype), condition)
         x = kept[-1]
-        for block in self.decoder:
+        for block in self.blocks("decoder"):
             appended = [kept.pop()] if block.place.appended else []
             x = self.execution.run(block, x, condition, *appended)
         value = self.head(self.activation(self.norm(x)))
         return value.to(u.dtype), self.weighting(value_of(t))  # nobody asks for the weight's tangent
 
+    def blocks(self, room: str) -> list[Block]:
+        """Those of the "encoder" or the "decoder", in the order in which they act."""
+        return [block for block in getattr(self, room) if isinstance(block, Block)]
+
     def _encoded(self, image: Tensor, condition: Tensor) -> list[Tensor]:
         """What the encoder leaves the decoder, the embedded image first."""
         kept, pyramid = [self.embed(image)], iter(self.pyramid)
-        for block in self.encoder:
+        for block in self.blocks("encoder"):
             x = self.execution.run(block, kept[-1], condition)
             if block.place.resampling == "down" and self.pyramid:
                 x = image = (x + next(pyramid)(image)) * self.sum_factor

@@ -29,12 +29,12 @@ class NoiseEmbedding(nn.Module):
 
     def __init__(self, width: int, form: Form, scale: float | None):
         super().__init__()
-        self.half, self.form, self.scale = width // 2, form, scale
+        self.pairs, self.form, self.scale = width // 2, form, scale
 
     def frequencies(self, c_noise: Tensor) -> Tensor:
         """(W/2,), rad per unit of c_noise, in its dtype."""
-        steps = torch.arange(self.half, device=c_noise.device, dtype=c_noise.dtype)
-        exponents = steps / max(self.half - self.form.ends_at_period, 1)
+        steps = torch.arange(self.pairs, device=c_noise.device, dtype=c_noise.dtype)
+        exponents = steps / max(self.pairs - self.form.ends_at_period, 1)
         return (self.scale or 1.0) * torch.exp(-math.log(PERIOD) * exponents)
 
     def forward(self, c_noise: Tensor) -> Tensor:
@@ -104,6 +104,8 @@ def group_norm(channels: int, form: Form) -> nn.GroupNorm:
 
 class Resample(nn.Module):
     """Halves or doubles the resolution behind a separable filter: (B, C, H, W) -> (B, C, H', W')."""
+
+    kernel: Tensor | None
 
     def __init__(self, how: Resampling, taps: tuple[int, ...], *, pads: bool = True):
         super().__init__()
@@ -175,7 +177,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
         qkv = self.qkv(self.norm(x)).reshape(B, 3, self.heads, C // self.heads, H * W).transpose(-1, -2)
-        mixed = attention(*qkv.unbind(1), self.execution.attention)  # (B, heads, pixels, channels of a head)
+        q, k, v = qkv.unbind(1)  # (B, heads, pixels, channels of a head)
+        mixed = attention(q, k, v, self.execution.attention)
         return self.project(mixed.transpose(-1, -2).reshape(B, C, H, W))
 
 

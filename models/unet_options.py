@@ -7,7 +7,7 @@ All as EDM writes them (Karras et al. 2022, appendix C), whose published weights
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Modulation = Literal["shift", "scale_shift", "double_norm"]
@@ -26,7 +26,6 @@ class Form:
     labels_early: bool = False  # the class joins the embedding of the noise, not what two layers make of it
     filter: tuple[int, ...] = (1, 1)  # of resampling, along rows and columns
     image_pyramid: bool = False  # coarser levels of the encoder are given the image too (NCSN++'s residual encoder)
-    one_head: bool = False  # of attention, whatever the channels; otherwise `head_channels`
     sparse_attention: bool = False  # in the decoder after the last block of a level alone
     resampled_skip: bool = False  # a 1x1 convolution on the way around a block that resamples
     eps: float = 1e-5  # of group normalisation
@@ -35,12 +34,11 @@ class Form:
     last_gain: float = 0.0  # of the initial weights of what ends a branch
 
 
-# EDM's networks are those of Song et al. but for the time that they are told.
-_SONG = dict(
-    labels_early=True,
+_DDPMPP = Form(
+    "shift",
     ends_at_period=True,
     sines_first=True,
-    one_head=True,
+    labels_early=True,
     sparse_attention=True,
     resampled_skip=True,
     eps=1e-6,
@@ -48,14 +46,14 @@ _SONG = dict(
     glorot=True,
     last_gain=1e-5,
 )
-_NCSN = dict(filter=(1, 3, 3, 1), image_pyramid=True)
+_NCSNPP = replace(_DDPMPP, filter=(1, 3, 3, 1), image_pyramid=True)
 
 SongName = Literal["ddpmpp", "ncsnpp", "ddpmpp-scm", "ncsnpp-scm"]
 FORMS: dict[str, Form] = {
-    "ddpmpp": Form("shift", **_SONG),
-    "ddpmpp-scm": Form("double_norm", **_SONG),
-    "ncsnpp": Form("shift", embedding="fourier", embedding_factor=2, **_NCSN, **_SONG),
-    "ncsnpp-scm": Form("double_norm", **_NCSN, **_SONG),
+    "ddpmpp": _DDPMPP,
+    "ddpmpp-scm": replace(_DDPMPP, modulation="double_norm"),
+    "ncsnpp": replace(_NCSNPP, embedding="fourier", embedding_factor=2),
+    "ncsnpp-scm": replace(_NCSNPP, modulation="double_norm"),
 }
 
 
@@ -125,10 +123,10 @@ class ADMSize:
     @property
     def free(self) -> ADMOptions:
         """The same network by width and depth."""
-        rates = dict(dropout=self.dropout, time_scale=self.time_scale)
+        shape = ADMOptions(dropout=self.dropout, time_scale=self.time_scale)
         if self.name == "adm-imagenet64":
-            return ADMOptions(**rates)
-        return ADMOptions(channels=256, multipliers=(1, 1, 2, 2, 4, 4), blocks=2, modulation="shift", **rates)
+            return shape
+        return replace(shape, channels=256, multipliers=(1, 1, 2, 2, 4, 4), blocks=2, modulation="shift")
 
 
 def check_shape(options: UNetOptions | ADMOptions) -> None:

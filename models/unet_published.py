@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from models.layers import AUGMENTATION_LABELS
 from models.unet import UNet
-from models.unet_layers import Block
+from models.unet_layers import Attention, Block
 
 _IN_EDM = {
     "norm": "norm0",
@@ -48,10 +49,8 @@ def from_edm(published: Mapping[str, Tensor], network: UNet, side: int) -> dict[
     if condition.form.embedding == "fourier":
         weights["condition.time.turns"] = published["map_noise.freqs"]
     if condition.augmentation is not None:
-        augmentation = published.get("map_augment.weight")
-        weights["condition.augmentation.weight"] = (
-            torch.zeros_like(condition.augmentation.weight) if augmentation is None else augmentation
-        )
+        none = torch.zeros(2 * condition.time.pairs, AUGMENTATION_LABELS)
+        weights["condition.augmentation.weight"] = published.get("map_augment.weight", none)
     by_class = published.get("map_label.weight")
     none = torch.zeros(condition.label.embedding_dim)
     if by_class is not None and condition.form.labels_early:
@@ -94,7 +93,7 @@ def _edm_names(network: UNet, side: int) -> Iterator[tuple[str, str]]:
 def _edm_blocks(network: UNet) -> Iterator[tuple[str, Block, str]]:
     for room, prefix in (("encoder", "enc"), ("decoder", "dec")):
         seen: dict[int, int] = {}  # blocks by resolution
-        for number, block in enumerate(getattr(network, room)):
+        for number, block in enumerate(network.blocks(room)):
             resolution, resampling = block.place.resolution, block.place.resampling
             where = f"{prefix}.{resolution}x{resolution}_"
             if resampling != "keep":
@@ -111,16 +110,17 @@ def _openai_names(network: UNet) -> Iterator[tuple[str, str]]:
     """(our layer, theirs)."""
     yield from {"condition.hidden": "time_embed.0", "condition.out": "time_embed.2"}.items()
     yield from {"embed": "input_blocks.0.0", "norm": "out.0", "head": "out.2"}.items()
-    for number, block in enumerate(network.encoder):
+    for number, block in enumerate(network.blocks("encoder")):
         yield from _openai_parts(f"encoder.{number}", block, f"input_blocks.{number + 1}", 0)
     outputs = -1
-    for number, block in enumerate(network.decoder):
+    decoder = network.blocks("decoder")
+    for number, block in enumerate(decoder):
         ours = f"decoder.{number}"
         if block.place.appended:
             outputs += 1
             yield from _openai_parts(ours, block, f"output_blocks.{outputs}", 0)
         elif block.place.resampling == "up":  # stands behind the last block of the level above, and its attention
-            behind = 2 if network.decoder[number - 1].attention is not None else 1
+            behind = 2 if decoder[number - 1].attention is not None else 1
             yield from _openai_parts(ours, block, f"output_blocks.{outputs}", behind)
         else:
             yield from _openai_parts(ours, block, "middle_block", 2 * number)
@@ -138,7 +138,9 @@ def _parts(ours: str, block: Block, theirs: str, names: Mapping[str, str]) -> It
 
 
 def _heads(network: UNet, name: str) -> int:
-    return network.get_submodule(name.partition(".qkv")[0]).heads
+    attention = network.get_submodule(name.partition(".qkv")[0])
+    assert isinstance(attention, Attention)
+    return attention.heads
 
 
 def _split_by_kind(weight: Tensor, heads: int) -> Tensor:

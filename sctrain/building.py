@@ -1,18 +1,20 @@
 """From a run description to its parts: data, model space, networks with their initial weights."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from data_pipeline import storage
 from data_pipeline.cache import CacheOptions
 from data_pipeline.description import DatasetDescription
 from data_pipeline.latents import CONVENTIONS
 from data_pipeline.loader import ShardedDataset, open_dataset
+from data_pipeline.storage import StorageSettings
 from models.execution import Execution
 from models.layers import Conditioning
 from models.registry import build_network
+from sctrain.blueprint import Blueprint, InitialValues, Values
 from sctrain.config.loading import difference
 from sctrain.config.objectives import Diffusion
 from sctrain.config.schema import RunConfig, WeightsFrom
@@ -21,7 +23,7 @@ from sctrain.latents import LatentSpace
 from sctrain.parameterization import Parameterization
 from sctrain.processes import ModelSpace
 from sctrain.runs import RunFolder, is_finished
-from sctrain.snapshots import load_weights, newest_images, snapshot_config
+from sctrain.snapshots import StoredWeights, newest_images, open_weights, snapshot_config
 
 # The weighting head belongs to one objective; another run starts with a fresh one (sCM section 4.2).
 _BELONGS_TO_THE_RUN = ("weighting.",)
@@ -56,8 +58,17 @@ def is_trained(config: RunConfig) -> bool:
     return is_finished(folder) and not difference(folder.saved_config(), pinned(config))
 
 
+def use_storage(config: RunConfig) -> None:
+    """Let this process, and those that it starts for data, ask stores as the run says."""
+    about = config.data.storage
+    settings = StorageSettings(about.timeout_seconds, about.retry_budget_seconds, about.parallel)
+    if settings != storage.settings():  # or what is under way would be given up
+        storage.configure(settings)
+
+
 def open_split(config: RunConfig) -> ShardedDataset:
-    """The data of the run."""
+    """The data of the run, read as it says from now on."""
+    use_storage(config)
     data = config.data
     folder = None if data.cache_folder is None else str(data.cache_folder)
     cache = CacheOptions(folder, data.cache_bytes)
@@ -94,19 +105,20 @@ def _refuse_another_convention(config: RunConfig, data: DatasetDescription) -> N
     )
 
 
-def fresh_network(config: RunConfig, data: DatasetDescription) -> nn.Module:
-    """The configured network for these data, with weights from the global random state."""
+def blueprint(config: RunConfig, data: DatasetDescription) -> Blueprint:
+    """The configured network for these data, without weights."""
+    execution = Execution(config.compute.attention, config.compute.checkpointing, config.compute.compile)
+    shape, about = (data.channels, data.height, data.width), told(config, data)
     try:
-        return build_network(
-            config.network,
-            data.channels,
-            data.height,
-            data.width,
-            told(config, data),
-            Execution(config.compute.attention, config.compute.checkpointing, config.compute.compile),
-        )
+        return Blueprint(lambda: build_network(config.network, *shape, about, execution))
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def fresh_network(config: RunConfig, data: DatasetDescription) -> nn.Module:
+    """The configured network for these data, whole, with the initial weights of the run's seed."""
+    network = blueprint(config, data)
+    return network.whole(InitialValues(network, config.seed))
 
 
 def told(config: RunConfig, data: DatasetDescription) -> Conditioning:
@@ -201,11 +213,12 @@ def _refuse_another_input(config: RunConfig, source: WeightsFrom) -> None:
             )
 
 
-def teacher_network(config: RunConfig, data: DatasetDescription) -> nn.Module:
+def teacher_network(config: RunConfig, data: DatasetDescription) -> tuple[Blueprint, Values]:
     """The teacher of a distillation."""
     source = config.teacher
     assert source is not None, "asked for by its method"
-    return trained_network(config.model_copy(update={"objective": _described(source).objective}), data, source)
+    network = blueprint(config.model_copy(update={"objective": _described(source).objective}), data)
+    return network, _fitting(network, snapshot_weights(source), source.run)
 
 
 def teacher_parameterization(config: RunConfig) -> Parameterization:
@@ -216,36 +229,51 @@ def teacher_parameterization(config: RunConfig) -> Parameterization:
 
 
 def trained_network(config: RunConfig, data: DatasetDescription, source: WeightsFrom) -> nn.Module:
-    """A network with the EMA weights of another run; its shape must be this run's."""
-    network = fresh_network(config, data)
-    load_into(network, snapshot_weights(source), source.run)
-    return network
+    """A network with the EMA weights of another run, whole; its shape must be this run's."""
+    network = blueprint(config, data)
+    return network.whole(_fitting(network, snapshot_weights(source), source.run))
 
 
-def snapshot_weights(source: WeightsFrom) -> dict[str, Tensor]:
+def snapshot_weights(source: WeightsFrom) -> StoredWeights:
     """EMA weights by parameter name."""
-    return load_weights(RunFolder(Path(source.run)).snapshots, source.images, source.ema)
+    return open_weights(RunFolder(Path(source.run)).snapshots, source.images, source.ema)
 
 
-def load_into(network: nn.Module, weights: Mapping[str, Tensor], origin: Path, *, as_a_start: bool = False) -> None:
-    """Copy weights by name; UserError names the first parameter that is missing or of another shape.
+def first_values(config: RunConfig, network: Blueprint) -> Values:
+    """What the weights of a run are at first: drawn, or those of another run as far as it has them."""
+    fresh, source = InitialValues(network, config.seed), start_weights(config)
+    if source is None:
+        return fresh
+    weights = snapshot_weights(source)
+    names = network.shapes.keys() | weights.shapes.keys()
+    new = {n for n in names if n.startswith(_MAY_BE_NEW) and (n in network.shapes) != (n in weights.shapes)}
+    new |= {name for name in names if name.startswith(_BELONGS_TO_THE_RUN)}
+    return _Mixed(new, fresh, _fitting(network, weights, source.run, but=new))
 
-    As the start of another run they leave fresh what belongs to one run alone, and what only one of the two is told.
-    """
-    own = network.state_dict()
-    names = own.keys() | weights.keys()
-    if as_a_start:
-        new = {name for name in names if name.startswith(_MAY_BE_NEW) and (name in own) != (name in weights)}
-        names = {name for name in names - new if not name.startswith(_BELONGS_TO_THE_RUN)}
-    for name in sorted(names):
-        ours, theirs = own.get(name), weights.get(name)
-        if ours is None or theirs is None or ours.shape != theirs.shape:
-            shapes = " and ".join("absent" if w is None else str(tuple(w.shape)) for w in (ours, theirs))
+
+@dataclass(frozen=True)
+class _Mixed:
+    """Some weights fresh, the others those of another run."""
+
+    new: set[str]
+    fresh: Values
+    stored: Values
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        return (self.fresh if name in self.new else self.stored).read(name, start, stop)
+
+
+def _fitting(network: Blueprint, weights: StoredWeights, origin: Path, but: set[str] = frozenset()) -> StoredWeights:  # pyright: ignore[reportArgumentType]
+    """The same weights; UserError names the first parameter that is missing or of another shape."""
+    for name in sorted((network.shapes.keys() | weights.shapes.keys()) - but):
+        ours, theirs = network.shapes.get(name), weights.shapes.get(name)
+        if ours is None or theirs is None or ours != theirs:
+            shapes = " and ".join("absent" if shape is None else str(shape) for shape in (ours, theirs))
             raise UserError(
                 f"{origin}: parameter {name} is {shapes} here and there; "
                 "use the 'network' of that run, and images of as many channels and classes"
             )
-    network.load_state_dict({name: weights[name] for name in names}, strict=False)
+    return weights
 
 
 def start_weights(config: RunConfig) -> WeightsFrom | None:

@@ -2,8 +2,8 @@
 
 Exit codes: 0 done; 1 a defect of ours (with a traceback) or another rank's failure; 2 a mistake the user can mend (one
 sentence on stderr); 75 stopped by a signal after a checkpoint, the same command goes on; 130 interrupted from the
-keyboard. A command lives in `sctrain/commands/` and is imported only when it is called, so `sctrain --help` needs
-neither torch nor DeepSpeed.
+keyboard; 141, without a word, where nobody reads the output any more (`sctrain ... | head`). A command lives in
+`sctrain/commands/` and is imported only when it is called, so `sctrain --help` needs neither torch nor DeepSpeed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import errno
 import importlib
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from sctrain.errors import OwnUserError, UserError
 
 USER_ERROR = 2
 INTERRUPTED = 130
+UNREAD = 141  # what shells call a program that SIGPIPE ended
 LOST_PEER = OwnUserError("another rank ended; its own message says why")
 _LOST_PEER_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's words
 # Names that `bench` and `sample` know, written once more here so that --help needs no torch.
@@ -39,16 +41,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        args = parse(argv)
-        module = _MODULES.get(args.command, args.command)
-        return importlib.import_module(f"sctrain.commands.{module}").run(args)
+        return _run(argv)
     except KeyboardInterrupt:
         return INTERRUPTED
     except (UserError, DataError, OSError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return UNREAD
         if "--debug" in argv or not (told := _for_people(error)):
             raise
         _tell(told)
         return USER_ERROR if told is not LOST_PEER else 1
+
+
+def _run(argv: Sequence[str]) -> int:
+    try:
+        args = parse(argv)
+        module = _MODULES.get(args.command, args.command)
+        return importlib.import_module(f"sctrain.commands.{module}").run(args)
+    finally:
+        sys.stdout.flush()  # an end of its reader is met here, and not when the interpreter ends
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of our output has ended, as `head` does; what is left of it then goes nowhere."""
+    unread = False
+    for stream in (1, 2):
+        poll = select.poll()
+        poll.register(stream, 0)
+        if any(events & select.POLLERR for _, events in poll.poll(0)):
+            unread = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    return unread
 
 
 def _for_people(error: Exception) -> Exception | None:

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from data_pipeline.latents import CONVENTIONS, ConventionName
 from models.attention import Backend
 from models.registry import UNNAMED, NetworkOptions
-from sctrain.config.base import Fraction, Images, Positive, Share, Strict, Width
+from sctrain.config.base import Fraction, Images, NotNegative, Positive, Share, Strict, Width
 from sctrain.config.objectives import Objective
 from sctrain.parameterization import NetworkOutput, NoiseInput
 
@@ -25,6 +25,14 @@ def _named(network: Any) -> Any:
 
 
 Network = Annotated[Annotated[NetworkOptions, Field(discriminator="name")], BeforeValidator(_named)]
+
+
+class StorageConfig(Strict):
+    """How each process asks the store of remote data."""
+
+    timeout_seconds: Positive = 30.0  # without one byte, after which a request has failed and is repeated
+    retry_budget_seconds: NotNegative = 300.0  # without progress, after which a read has failed and the run stops
+    parallel: Annotated[int, Field(ge=1)] = 32  # requests under way at once
 
 
 class DataConfig(Strict):
@@ -42,6 +50,7 @@ class DataConfig(Strict):
     flip: bool = False  # mirror half of the images; the network is not told
     cache_folder: Path | None = None  # of remote data; None: this user's, among the machine's temporary files
     cache_bytes: Images = 16 * 2**30  # at most, over all data sets in that folder; 0 is off
+    storage: StorageConfig = StorageConfig()
     max_corrupt_share: Share = 0.001  # of the samples read: so many are replaced if damaged, more stop the run
     on_lost_shard: Literal["stop", "replace"] = "stop"
 
@@ -115,6 +124,7 @@ class GuardConfig(Strict):
     spike_window: Annotated[int, Field(ge=16)] = 256  # steps whose median norm counts, and among which spikes do
     spikes_before_rollback: Annotated[int, Field(ge=0)] = 5  # within the window; 0 never goes back
     max_rollbacks: Annotated[int, Field(ge=0)] = 3  # to the last checkpoint, and past the samples since
+    check_tangents: bool = True  # at the start: ten evaluations of the network, whose layers' outputs are all kept
     tangent_error: Positive = 0.01  # of a block's tangent against central differences, at the start
     precision_error: Positive = 0.1  # of the running precision's tangent against float32, at the start
 
@@ -144,6 +154,19 @@ class ComputeConfig(Strict):
     attention: Backend = "auto"  # how attention with tangents is computed; auto: triton on a GPU, else blocked
     checkpointing: bool = False  # keep the blocks' inputs alone, and evaluate the blocks again in backward
     compile: bool = False  # torch.compile for blocks without tangents: the teacher, diffusion; with ZeRO-0 only
+
+
+Place = Literal["device", "cpu", "disk"]
+
+
+class OffloadConfig(Strict):
+    """Where training keeps what a forward does not need. Arithmetic stays what it is; a step waits for the disk."""
+
+    # Gradients, moments, and masters that are not the weights themselves; elsewhere than on the device in ZeRO-3 only.
+    optimizer: Place = "device"
+    ema: Place = "device"  # the tracks
+    folder: Path | None = None  # on a fast disk of each machine; None: `offload` in run_dir
+    checkpoint_copy: bool = True  # false: training waits for checkpoints, which take no second copy of the state
 
 
 class RuntimeConfig(Strict):
@@ -178,5 +201,6 @@ class RunConfig(Strict):
     cadence: CadenceConfig = CadenceConfig()
     guard: GuardConfig = GuardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    offload: OffloadConfig = OffloadConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)  # passed through; what our keys decide is refused here

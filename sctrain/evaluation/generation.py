@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from data_pipeline.description import DatasetDescription, read_description
-from sctrain.building import model_space, parameterization, trained_network
+from sctrain.building import model_space, parameterization, trained_network, use_storage
 from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.errors import UserError
 from sctrain.evaluation.method import Method, guidance_scale, times_of
@@ -69,6 +69,7 @@ class Generator:
         None is the scale of guidance that the run is evaluated with.
         """
         config = snapshot_config(run, images)
+        use_storage(config)
         scale = guidance_scale(run, config, guidance)
         about = read_description(config.data.url)
         network = trained_network(config, about, WeightsFrom(run=run, images=images, ema=ema))

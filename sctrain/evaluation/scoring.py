@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sctrain.building import use_storage
 from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.evaluation.extractor import Extractor, load_extractor
 from sctrain.evaluation.generation import Drawn, Generator, labels_of, teacher_solutions
@@ -34,6 +35,7 @@ class Judge:
 
     @staticmethod
     def of(config: RunConfig, evaluations: Path, device: torch.device) -> "Judge":
+        use_storage(config)
         url, vae, samples = config.data.url, config.data.vae, config.evaluation.samples
         extractor = load_extractor(url, device)
         reference = load_reference(url, extractor, samples, evaluations, vae)

@@ -78,7 +78,8 @@ def write_run(published: Published, run: Path, url: str) -> RunConfig:
     weights = published.weights(fresh_network(config, about), about.height)
     run.mkdir(parents=True, exist_ok=True)
     images = config.budget_images
-    publish(folder.snapshots, images, {config.ema.widths[0]: weights.items()}, config.model_dump(mode="json"))
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    publish(folder.snapshots, images, {config.ema.widths[0]: weights.items()}, config.model_dump(mode="json"), shapes)
     write_text(folder.config, dump(config))
     if needs_retiming(config):
         write_text(run / RETIME, retimed(config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -49,10 +50,8 @@ def step(name: str) -> Iterator[None]:
 
 
 def full_parameters(config: RunConfig) -> int:
-    """How many the recipe's network has, built without memory on the meta device."""
-    with torch.device("meta"):
-        network = building.fresh_network(config, described(config))
-    return sum(parameter.numel() for parameter in network.parameters())
+    """How many the recipe's network has, none of which is made."""
+    return sum(math.prod(shape) for shape in building.blueprint(config, described(config)).shapes.values())
 
 
 class Smoke:

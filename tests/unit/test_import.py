@@ -17,7 +17,7 @@ from data_pipeline.description import read_description
 from data_pipeline.sources.folder import prepare_folder
 from models.registry import free_form
 from models.unet_options import ADMOptions
-from sctrain.building import fresh_network, parameterization, pinned, refuse_unfit_sources, snapshot_weights
+from sctrain.building import fresh_network, parameterization, pinned, refuse_unfit_sources
 from sctrain.cli import main
 from sctrain.config.loading import load
 from sctrain.config.schema import RunConfig, WeightsFrom
@@ -25,7 +25,7 @@ from sctrain.errors import UserError
 from sctrain.imports.published import read_published
 from sctrain.imports.run_folder import RETIME, described, write_run
 from sctrain.processes import denoise, per_sample, time_of
-from sctrain.snapshots import newest_images, snapshot_config
+from sctrain.snapshots import load_weights, newest_images, snapshot_config
 
 SIDE, B = 8, 3
 SIGMAS, LABELS = torch.tensor([0.01, 0.6, 40.0]).double(), torch.tensor([0, 1, 1])
@@ -59,13 +59,17 @@ def pickled(path: Path, outer: str, weights: dict[str, Tensor], heads: int, pref
     return path
 
 
+def stored(source: WeightsFrom) -> dict[str, Tensor]:
+    return load_weights(source.run / "snapshots", source.images, source.ema)
+
+
 def denoised(run: Path, x: Tensor, sigma: Tensor) -> Tensor:
     """D(x, sigma) of an imported run, through snapshot, network and parameterization, in float64."""
     images = newest_images(run)
     config = snapshot_config(run, images)
     network = fresh_network(config, read_description(config.data.url))
     source = WeightsFrom(run=run, images=images, ema=config.ema.widths[0])
-    network.load_state_dict(snapshot_weights(source))
+    network.load_state_dict(stored(source))
     F = parameterization(config).of(network.double().eval())
     t = time_of(sigma, config.sigma_data)
     x_t = per_sample(t.cos(), x) * x
@@ -134,7 +138,7 @@ def test_edm2(tmp_path: Path, data: Path, labels: int):
     expected = edm_denoised(model.F, x, SIGMAS)
     torch.testing.assert_close(denoised(run, x, SIGMAS), expected, rtol=1e-5, atol=1e-5)
     network = fresh_network(config, read_description(str(data)))
-    network.load_state_dict(snapshot_weights(WeightsFrom(run=run, images=images, ema=0.13)))
+    network.load_state_dict(stored(WeightsFrom(run=run, images=images, ema=0.13)))
     w = network.double()(x, SIGMAS.log() / 4, LABELS)[1]
     torch.testing.assert_close(w, -model.u(SIGMAS.log() / 4), rtol=1e-5, atol=1e-5)
 
