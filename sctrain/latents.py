@@ -29,11 +29,15 @@ class LatentSpace(ModelSpace):
 
     def decoded(self, latents: Tensor) -> Tensor:
         """Latents as they are stored (B, C, h, w) -> uint8 (B, 3, H, W)."""
+        return self.decoder(latents.device).decode(latents.float())
+
+    def decoder(self, where: device) -> Vae:
+        """The auto-encoder, loaded once. UserError where there is none."""
         if self.convention is None:
             raise UserError("these latents are of no published convention, so nothing can decode them into pictures")
         if self.vae is None:
             raise UserError("pictures of latents need a decoder: give --vae, or set 'data.vae', its folder")
-        return _loaded(self.vae, self.convention, latents.device).decode(latents.float())
+        return _loaded(self.vae, self.convention, where)
 
     def to_signed(self, x: Tensor) -> Tensor:
         raise UserError("latents have no pixel values before they are decoded: choose the metric l2 or pseudo_huber")

@@ -7,7 +7,7 @@ students can be laid side by side and compared element by element.
 import hashlib
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from data_pipeline.description import DatasetDescription, read_description
 from sctrain.building import model_space, parameterization, trained_network, use_storage
 from sctrain.config.schema import RunConfig, WeightsFrom
+from sctrain.errors import UserError
 from sctrain.evaluation.method import Method, guidance_scale, times_of
 from sctrain.files import write_bytes
 from sctrain.guidance import guided_network
+from sctrain.latents import LatentSpace
 from sctrain.processes import T_MAX, ModelSpace
 from sctrain.runs import RunFolder, image_count_name
 from sctrain.sampling import consistency_sample, initial_noise, jump_sample, karras_times, ode_sample
@@ -61,22 +63,13 @@ class Generator:
     guidance: float
 
     @staticmethod
-    def of(
-        run: Path,
-        images: int,
-        ema: float,
-        device: torch.device,
-        guidance: float | None = None,
-        vae: Path | None = None,
-    ) -> "Generator":
+    def of(run: Path, images: int, ema: float, device: torch.device, guidance: float | None = None) -> "Generator":
         """The EMA of relative width `ema` of the snapshot at `images`; UserError if it cannot be guided as asked.
 
-        None is the scale of guidance that the run is evaluated with, and the folder of the decoder that it names.
+        None is the scale of guidance that the run is evaluated with.
         """
         config = snapshot_config(run, images)
         use_storage(config)
-        if vae is not None:
-            config = config.model_copy(update={"data": config.data.model_copy(update={"vae": vae})})
         scale = guidance_scale(run, config, guidance)
         about = read_description(config.data.url)
         network = trained_network(config, about, WeightsFrom(run=run, images=images, ema=ema))
@@ -85,6 +78,19 @@ class Generator:
     @property
     def space(self) -> ModelSpace:
         return model_space(self.config, self.about)
+
+    def decoding(self, vae: Path | None) -> "Generator":
+        """The same, with the auto-encoder in the folder `vae` for its latents; None: the one that the run names.
+
+        It is loaded now: UserError comes before anything is drawn.
+        """
+        if vae is not None and self.config.data.latents is None:
+            raise UserError(f"{self.config.name} draws no latents of a published convention: remove --vae")
+        data = self.config.data.model_copy(update={"vae": vae or self.config.data.vae})
+        found = replace(self, config=self.config.model_copy(update={"data": data}))
+        if isinstance(found.space, LatentSpace):
+            found.space.decoder(torch.device("cpu"))
+        return found
 
     def draw(self, method: Method, seed: int, count: int, label: int | None = None, first: int = 0) -> Drawn:
         """Images number `first` to first + count - 1 of `seed`; of balanced classes, or all of class `label`."""

@@ -291,6 +291,13 @@ def test_edm2_on_latents_has_its_convention(tmp_path: Path, data: Path):
         write_run(replace(published, layout=replace(published.layout, channels=3)), tmp_path / "run", str(data))
 
 
+def test_a_hostile_file_is_one_sentence(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]):
+    path, mark = tmp_path / "net.pkl", tmp_path / "mark"
+    path.write_bytes(f"cos\nsystem\n(S'touch {mark}'\ntR.".encode())
+    assert "it names os.system, which no network needs" in refusal(path, data, capsys)
+    assert not mark.exists()
+
+
 def test_a_run_is_never_overwritten(tmp_path: Path, data: Path):
     _, path = edm2_file(tmp_path)
     write_run(read_published(path), tmp_path / "run", str(data))

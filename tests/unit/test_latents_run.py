@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from auto_encoder import write_auto_encoder, write_photos
-from digits import publish_random
+from digits import publish_random, tiny_config
 from PIL import Image
 
 from data_pipeline.description import read_description
@@ -62,6 +62,10 @@ def test_it_is_drawn_from_and_scored(place: Path, tmp_path: Path, capsys: pytest
     draw = ["sample", str(run), "--count", "4", "--out", str(out)]
     assert main(draw) == 2
     assert "give --vae, or set 'data.vae'" in capsys.readouterr().err
+    plain = tmp_path / "plain"
+    publish_random(tiny_config(plain, "trigflow"), 16)
+    assert main(["sample", str(plain), "--out", str(out), "--vae", str(place / "vae")]) == 2
+    assert "remove --vae" in capsys.readouterr().err
     assert main([*draw, "--vae", str(place / "vae")]) == 0
     with Image.open(out) as picture:
         assert picture.mode == "RGB" and min(picture.size) >= 32
