@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.records import FinishedShard, Target, file_crc32, load_finished, sync
+from data_pipeline.records import FinishedShard, Target, file_crc32, load_finished
 from data_pipeline.storage import (
     delete,
     exists,
@@ -23,6 +23,7 @@ from data_pipeline.storage import (
     size_of,
     write_object,
 )
+from data_pipeline.storage.local import sync_folder, write_file
 
 PLAN = "plan.json"
 UNFINISHED = "unfinished"  # the folder of records inside a bucket
@@ -66,13 +67,13 @@ class FolderTarget:
         path.rename(self.folder / shard.name)
         sync_folder(self.folder)
         for name, content in _files_of(shard).items():
-            _write(self._records / name, content)
+            write_file(str(self._records / name), content)
 
     def publish(self, files: dict[str, bytes]) -> None:
         for part in self.folder.glob("*.part"):
             part.unlink()
         for name, content in files.items():
-            _write(self.folder / name, content)
+            write_file(str(self.folder / name), content)
         self.folder.rename(self._dest)  # replaces an empty folder, fails on any other
         sync_folder(self._dest.parent)
 
@@ -93,7 +94,7 @@ def _folder_target(dest: Path, plan: Plan) -> Iterator[FolderTarget]:
         target = FolderTarget(dest, partial)
         try:
             if not (partial / PLAN).exists():
-                _write(partial / PLAN, json.dumps(plan).encode())
+                write_file(str(partial / PLAN), json.dumps(plan).encode())
             yield target
         except BaseException:
             if not target.has_finished_shards:
@@ -209,22 +210,3 @@ def difference(found: Plan, wanted: Plan) -> str:
     return ", ".join(
         f"{key} {found.get(key)} instead of {wanted.get(key)}" for key in keys if found.get(key) != wanted.get(key)
     )
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file so that it is whole or absent, whatever happens."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        file.write(content)
-        sync(file)
-    part.rename(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names inside a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

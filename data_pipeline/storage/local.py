@@ -71,18 +71,28 @@ def write_file(url: str, content: BinaryIO | bytes) -> None:
     """Write a file that is complete or absent."""
     path = local_path(url)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         with partial.open("wb") as file:
             file.write(content) if isinstance(content, bytes) else shutil.copyfileobj(content, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         raise DataError(f"{url} cannot be written ({error.strerror}): check the disk and its permissions.") from error
     finally:
         partial.unlink(missing_ok=True)
         _descriptor.cache_clear()  # or the old file would be read on
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names inside a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def delete(urls: Iterable[str]) -> None:

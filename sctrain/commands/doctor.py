@@ -19,6 +19,7 @@ import torch
 
 from data_pipeline.description import read_description
 from data_pipeline.errors import DataError
+from data_pipeline.parallel import cores
 from launchers.local import run_ranks
 from sctrain import SIBLINGS, package_folder
 from sctrain.building import use_storage
@@ -72,7 +73,7 @@ def _findings(args: argparse.Namespace) -> Iterator[Finding]:
     yield from (_library(name) for name in _OLDEST)
     yield from (Finding(f"package {name} from {package_folder(name)}") for name in ("sctrain", *SIBLINGS))
     yield Finding(f"accelerator: {_accelerator()}")
-    yield Finding(f"{len(os.sched_getaffinity(0))} CPU cores")
+    yield Finding(f"{cores()} CPU cores")
     yield _compiler()
     yield _headers()
     yield _extensions_folder()
