@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -33,7 +33,18 @@ class Identity(NamedTuple):
     size: int  # bytes
 
 
-class _Failed(Exception):
+class _Known:
+    """An object's identity, and whether a body ever came with it: before, the looks themselves may have been wrong."""
+
+    def __init__(self, identity: Identity):
+        self.identity, self.is_proven = identity, False
+
+
+class _MistakenError(Exception):
+    """A body came with another identity than the one that was not proven yet."""
+
+
+class _FailedError(Exception):
     """One request did not bring all."""
 
     def __init__(self, failure: Failure):
@@ -48,9 +59,8 @@ class RemoteReader:
         self._settings = settings
         self._statistics = statistics
         self._threads = DaemonThreads(settings.parallel)
-        self._identities: dict[str, Identity] = {}
-        self._heard: dict[str, set[Identity]] = {}  # of objects whose identity is not known yet
-        self._voting = threading.Lock()
+        self._slots = threading.Semaphore(settings.parallel)  # for callers have threads of their own too
+        self._known: dict[str, _Known] = {}
         self._stops: weakref.WeakSet[threading.Event] = weakref.WeakSet()
 
     def close(self) -> None:
@@ -61,15 +71,11 @@ class RemoteReader:
 
     def forget(self, url: str) -> None:
         """The object may be another from now on."""
-        with self._voting:
-            self._identities.pop(url, None)
-            self._heard.pop(url, None)
+        self._known.pop(url, None)
 
     def size_of(self, url: str) -> int:
-        """Size in bytes, as of the first looks at the object."""
-        while url not in self._identities:
-            self._answer(url, self._look(url))
-        return self._identities[url].size
+        """Size in bytes, as of the first look at the object."""
+        return self._remembered(url).identity.size
 
     def exists(self, url: str) -> bool:
         """Whether there is such an object now."""
@@ -81,19 +87,44 @@ class RemoteReader:
 
     def read_ranges(self, url: str, ranges: Sequence[Range]) -> list[bytes]:
         """The ranges (offset, size), fetched in parallel, near ones together and large ones in parts."""
-        self._expect(url)
+        end = max((offset + size for offset, size in ranges), default=0)
+        [read] = self._of_one_version(url, end, lambda known: [self._read(url, known, ranges)])
+        return read
+
+    def read_pieces(self, url: str, wanted: Range) -> Iterator[Buffer]:
+        """One range (offset, size) as it arrives, by one request after the other."""
+        return self._of_one_version(url, sum(wanted), lambda known: self._fetch_alone(url, known, wanted))
+
+    def _of_one_version(
+        self, url: str, end: int, read: Callable[[_Known], Iterable[Result]]
+    ) -> Generator[Result, None, None]:
+        """What `read` brings of an object that must have `end` bytes, begun anew if it was mistaken for another."""
+        if end > self.size_of(url) and not self._remembered(url).is_proven:
+            self.forget(url)
+        if end > self.size_of(url):
+            raise MissingError(f"{shown(url)} ends before byte {end}, so it was cut short: {PREPARE_AGAIN}.")
+        patience = Patience(url, self._settings, self._statistics)
+        while True:
+            known = self._remembered(url)
+            try:
+                yield from read(known)
+                return
+            except _MistakenError:  # by the first body, so nothing was handed on
+                if self._known.get(url) is known:
+                    self.forget(url)
+            patience.failed(REPLACED)
+
+    def _read(self, url: str, known: _Known, ranges: Sequence[Range]) -> list[bytes]:
         wanted = pieces(ranges)
         parts = [part for piece in wanted for part in piece.parts]
         with self._stopping() as stop:  # after an error the other parts need not go on
-            fetch = lambda part: b"".join(self._fetch(url, part, stop))  # noqa: E731
+            fetch = lambda part: b"".join(self._fetch(url, known, part, stop))  # noqa: E731
             fetched = [fetch(parts[0])] if len(parts) == 1 else self._threads.map(fetch, parts)
         return assemble(ranges, wanted, fetched)
 
-    def read_pieces(self, url: str, wanted: Range) -> Iterator[Buffer]:
-        """One range as it arrives."""
-        self._expect(url)
+    def _fetch_alone(self, url: str, known: _Known, wanted: Range) -> Iterator[Buffer]:
         with self._stopping() as stop:
-            yield from self._fetch(url, wanted, stop)
+            yield from self._fetch(url, known, wanted, stop)
 
     @contextmanager
     def _stopping(self) -> Iterator[threading.Event]:
@@ -105,13 +136,13 @@ class RemoteReader:
         finally:
             stop.set()
 
-    def ask(self, url: str, request: Callable[[Client], Result]) -> Result:
+    def ask(self, url: str, request: Callable[[Client], Result], *, done: str = "read") -> Result:
         """A request that answers at once or fails, repeated until the budget is spent."""
-        patience = Patience(url, self._settings, self._statistics)
+        patience = Patience(url, self._settings, self._statistics, done=done)
         while True:
             client = client_of(url, self._settings)
             try:
-                with self._statistics.request():
+                with self._slots, self._statistics.request():
                     return request(client)
             except TRANSPORT_ERRORS as error:
                 failure = failure_of(error)
@@ -127,62 +158,56 @@ class RemoteReader:
         # A signature for reading does not cover HEAD, and some servers do not know it.
         return self.ask(url, lambda client: _identity_of(obstore.get(client, name, options={"range": (0, 1)}).meta))
 
-    def _expect(self, url: str) -> None:
-        """Look at an object before it is read, unless an answer about it is known."""
-        if url not in self._identities and url not in self._heard:
-            self._answer(url, self._look(url))
+    def _remembered(self, url: str) -> _Known:
+        """What the object is remembered by: the first that two looks agree on."""
+        known, patience = self._known.get(url), Patience(url, self._settings, self._statistics)
+        while known is None:
+            first = self._look(url)
+            if first == self._look(url):
+                known = self._known.setdefault(url, _Known(first))
+            else:
+                patience.failed(REPLACED)
+        return known
 
-    def _answer(self, url: str, answer: Identity) -> Identity | None:
-        """What the object is remembered by, given one more answer: the first that two answers agree on."""
-        with self._voting:
-            if url not in self._identities:
-                heard = self._heard.setdefault(url, set())
-                if answer in heard:
-                    self._identities[url] = answer
-                    del self._heard[url]
-                heard.add(answer)
-            return self._identities.get(url)
-
-    def _fetch(self, url: str, part: Range, stop: threading.Event) -> Iterator[Buffer]:
+    def _fetch(self, url: str, known: _Known, part: Range, stop: threading.Event) -> Iterator[Buffer]:
         """One range; what arrived before a failure is kept and the rest asked for."""
         offset, end = part[0], sum(part)
         patience = Patience(url, self._settings, self._statistics, stop)
         while offset < end:
             failure = None
             try:
-                for piece in self._attempt(url, offset, end - offset):
+                for piece in self._attempt(url, known, offset, end - offset):
                     offset += len(piece)
                     patience.progress()
                     yield piece
-            except _Failed as failed:
+            except _FailedError as failed:
                 failure = failed.failure
+            if failure is REPLACED and not known.is_proven:
+                raise _MistakenError
             if failure is not None:
                 patience.failed(failure)  # outside of `except`: what is raised here has no history
 
-    def _attempt(self, url: str, offset: int, size: int) -> Iterator[Any]:
-        """What one request brings; _Failed if that is not all."""
+    def _attempt(self, url: str, known: _Known, offset: int, size: int) -> Iterator[Any]:
+        """What one request brings; _FailedError if that is not all."""
         client, name = client_of(url, self._settings), object_name(url)
         try:
-            with self._statistics.request():
+            with self._slots, self._statistics.request():
                 result = obstore.get(client, name, options={"range": (offset, offset + size)})
-                found = _identity_of(result.meta)
-                if self._answer(url, found) != found:
-                    raise _Failed(REPLACED)
-                if offset + size > found.size:
-                    end = offset + size
-                    raise MissingError(f"{shown(url)} ends before byte {end}, so it was cut short: {PREPARE_AGAIN}.")
+                if _identity_of(result.meta) != known.identity:
+                    raise _FailedError(REPLACED)
+                known.is_proven = True
                 if result.range[0] != offset:
-                    raise _Failed(TRUNCATED)
+                    raise _FailedError(TRUNCATED)
                 for piece in result.stream(min_chunk_size=PIECE_BYTES):
                     if len(piece) > size:
-                        raise _Failed(OVERLONG)
+                        raise _FailedError(OVERLONG)
                     size -= len(piece)
                     self._statistics.add("bytes", len(piece))
                     yield piece
         except TRANSPORT_ERRORS as error:
-            raise _Failed(failure_of(error)) from None
+            raise _FailedError(failure_of(error)) from None
         if size:
-            raise _Failed(TRUNCATED)
+            raise _FailedError(TRUNCATED)
 
 
 def _identity_of(meta: obstore.ObjectMeta) -> Identity:

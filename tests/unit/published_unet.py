@@ -24,6 +24,7 @@ class PublishedUNet:
     attention: tuple[int, ...] = (4,)
     head_channels: int = 4
     labels: int = 3
+    scm: bool = False  # as edm2_sCM has it: scale and shift of unit size
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     def weight(self, name: str, *shape: int) -> Tensor:
@@ -65,8 +66,11 @@ class PublishedUNet:
     def block(self, x: Tensor, emb: Tensor, name: str, outputs: int, how: str = "", attends: bool = False) -> Tensor:
         factor = math.sqrt(0.5) if self.song else 1.0
         y = self.conv(self.filtered(F.silu(self.norm(x, f"{name}.norm0")), how), f"{name}.conv0", outputs)
-        told = self.linear(emb, f"{name}.affine", outputs * (1 if self.song else 2))[:, :, None, None]
-        if self.song:
+        told = self.linear(emb, f"{name}.affine", outputs * (1 if self.song and not self.scm else 2))[:, :, None, None]
+        if self.scm:
+            scale, shift = (part / part.square().mean(1, keepdim=True).sqrt() for part in told.split(outputs, dim=1))
+            y = self.norm(y, f"{name}.norm1") * scale + shift
+        elif self.song:
             y = self.norm(y + told, f"{name}.norm1")
         else:
             scale, shift = told.split(outputs, dim=1)

@@ -71,14 +71,17 @@ class Case:
     bf16: bool = False
     wide: bool = False
     network: str = "dit"
+    option: str = ""  # of ZeRO-3
 
     def __str__(self) -> str:
         words = [self.objective, self.engine, f"stage{self.stage}"]
+        words += [self.option] * bool(self.option)
         words += ["checkpointing"] * self.checkpointing + ["accumulated"] * (self.accumulation > 1)
         words += ["dropout"] * (self.dropout > 0) + ["bf16"] * self.bf16 + ["wide"] * self.wide
         return " ".join(words + [self.network] * (self.network != "dit"))
 
 
+OPTIONS = ("hpz", "weights-on-cpu", "optimizer-on-cpu")
 SETTINGS = list(itertools.product((0, 3), (False, True), (1, 2), (0.0, 0.2), (False, True)))
 COMBINATIONS = {
     "every": SETTINGS,
@@ -95,6 +98,7 @@ OTHERS = [
     Case(bf16=True, wide=True, checkpointing=True),
     Case(network="ncsnpp", checkpointing=True, dropout=0.2),
     Case(network="adm", objective="scd", accumulation=2),
+    *(Case(objective=name, option=option, accumulation=2) for name in ("sct", "scd") for option in OPTIONS),
 ]
 UNET = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,))
 NETWORKS = {
@@ -144,8 +148,17 @@ def zero_config(world, case: Case) -> dict:
             "stage": case.stage,
             "stage3_param_persistence_threshold": 0,
             "memory_efficient_linear": False,
+            **options(world)[case.option],
         },
+        "zero_force_ds_cpu_optimizer": False,
     }
+
+
+def options(world) -> dict[str, dict]:
+    """What DeepSpeed is told for each."""
+    cpu = {"device": "cpu"}
+    settings = {"zero_hpz_partition_size": world.size}, {"offload_param": cpu}, {"offload_optimizer": cpu}
+    return {"": {}, **dict(zip(OPTIONS, settings, strict=True))}
 
 
 class BareEngine:
