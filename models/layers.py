@@ -106,10 +106,10 @@ class Held(nn.Module):
         return parameter.detach() + 0 * parameter
 
 
-def constants(network: nn.Module) -> list[str]:
+def held_parameters(network: nn.Module) -> set[str]:
     """Names of the parameters that stay what they are."""
     layers = [(name, part) for name, part in network.named_modules() if isinstance(part, Held)]
-    return [f"{name}.{own}" for name, part in layers for own, _ in part.named_parameters(recurse=False)]
+    return {f"{name}.{own}" for name, part in layers for own, _ in part.named_parameters(recurse=False)}
 
 
 class WideLinear(nn.Linear):
