@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from models.layers import Held
 from models.tangent.dual import Dual, rule
 from models.tangent.precision import factors
 from models.tangent.recorded import recording
@@ -210,27 +211,13 @@ def sum_factors(t: float) -> tuple[float, float]:
     return (1 - t) / total, t / total
 
 
-class MPFourier(nn.Module):
-    """sqrt(2) cos(2 pi (f x + phase)) of frequencies from N(0, 1) and phases from U(0, 1): (B,) -> (B, W), dtype of x.
-
-    They are parameters that no gradient moves: whatever keeps weights keeps them.
-    """
+class MPFourier(Held):
+    """sqrt(2) cos(2 pi (f x + phase)), frequencies f from N(0, 1), phases from U(0, 1): (B,) -> (B, W), dtype of x."""
 
     def __init__(self, width: int):
         super().__init__()
         self.frequencies, self.phases = nn.Parameter(torch.randn(width)), nn.Parameter(torch.rand(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        frequencies, phases = (_held(p).to(x.dtype) for p in (self.frequencies, self.phases))
+        frequencies, phases = (self.held(p).to(x.dtype) for p in (self.frequencies, self.phases))
         return math.sqrt(2) * (2 * math.pi * (x[:, None] * frequencies + phases)).cos()
-
-
-def constants(network: nn.Module) -> list[str]:
-    """Names of the parameters that no gradient moves."""
-    found = [name for name, part in network.named_modules() if isinstance(part, MPFourier)]
-    return [f"{name}.{which}" for name in found for which in ("frequencies", "phases")]
-
-
-def _held(parameter: Tensor) -> Tensor:
-    """The same values with a gradient of zero; engines and optimizers wait for one."""
-    return parameter.detach() + 0 * parameter

@@ -15,7 +15,6 @@ from sctrain.reporting.scalars import ScalarWriter
 from sctrain.run_state import RunState, claim_folder
 from sctrain.schedules import learning_rate
 from sctrain.signals import StopRequest
-from sctrain.zero.ema import ShardedPowerEma
 from sctrain.zero.engine import StepResult
 from sctrain.zero.weight_norm import ForcedWeightNorm
 from sctrain.zero.world import World
@@ -43,15 +42,24 @@ class Trainer:
         self.parts = Parts(config, world)
         self.student = self.parts.student
         self.weight_norm = ForcedWeightNorm(self.student.shards, self.student.module)
-        self.ema = ShardedPowerEma(self.student.shards, config.ema.widths)
+        self.ema = self.parts.power_ema()
         self.monitor = Monitor(world)
         fingerprint = self.parts.dataset.index.fingerprint
         adversary = self.parts.adversary and self.parts.adversary.shards
         self.state = RunState(
-            config, world, lock, fingerprint, self.student.shards, self.ema, self.parts.target, adversary
+            config,
+            world,
+            lock,
+            fingerprint,
+            self.student.shards,
+            self.ema,
+            self.parts.target,
+            adversary,
+            self.parts.memories.all,
         )
         self.record = self.state.resume()
-        self.tangents_unverified, self.look_again = self.parts.has_tangents(), False
+        self.tangents_unverified = self.parts.has_tangents() and config.guard.check_tangents
+        self.look_again = False
         self._open()
 
     def _open(self) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from data_pipeline.allocator import keep_freed_memory
 from launchers.local import run_ranks
-from sctrain.allocator import keep_freed_memory
 from sctrain.bench import attention
 from sctrain.bench.attention import AttentionRow, AttentionSettings, default_backends
 from sctrain.bench.table import figure, table
@@ -97,8 +97,8 @@ def _step_table(rows: Sequence[dict[str, Any]], settings: Any) -> str:
     parts = [
         f"{settings.network or f'DiT {settings.width} x {settings.depth}'}, "
         f"{f'{settings.side}^2 pixels' if settings.network else f'{(settings.side // 2) ** 2} tokens'}, "
-        f"batch {settings.batch}, {settings.precision}, {settings.rounds} rounds. Ratios to the diffusion step of the same ranks and "
-        f"checkpointing; limit: 1 + the additional forwards, a tangent being {settings.tangent_share:.2f} of one."
+        f"batch {settings.batch}, {settings.precision}, {settings.rounds} rounds. Ratios to the diffusion step of the "
+        f"same ranks and checkpointing; limit: 1 + the additional forwards, a tangent {settings.tangent_share:.2f} of one."
     ]
     groups = dict.fromkeys((row["ranks"], row["checkpointing"]) for row in rows)
     for ranks, checkpointing in groups:

@@ -15,14 +15,9 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 import torch.distributed as dist
-from deepspeed.utils import (
-    safe_get_local_fp32_param,
-    safe_get_local_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
 from torch import Tensor, nn
 
+from sctrain.blueprint import Values
 from sctrain.zero.internals import Zero3, compute_shard, whole_shape
 from sctrain.zero.pieces import Piece, interval, row_parts
 
@@ -105,12 +100,19 @@ class Shards(ABC):
         for group in self._optimizer.param_groups:
             group["lr"] = 0.0
         for tensor in self.stepped:
-            tensor.grad = torch.zeros_like(tensor)
+            tensor.grad = tensor.new_zeros(1).expand_as(tensor)  # without memory of its own
         self._step_once()
         for tensor, gradient in zip(self.stepped, gradients, strict=True):
             tensor.grad = gradient
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+    def fill(self, values: Values) -> None:
+        """Set all masters, piece by piece. All ranks take part."""
+        with self.rewriting():
+            for shard in self:
+                if shard.start < shard.stop:
+                    shard.set(MASTER, values.read(shard.name, shard.start, shard.stop))
 
     @abstractmethod
     def copy_to(self, network: nn.Module, values: Mapping[str, Tensor]) -> None:
@@ -132,28 +134,22 @@ class Shards(ABC):
 
 
 class _PartitionedShard(Shard):
-    def __init__(self, name: str, parameter: nn.Parameter):
+    def __init__(self, name: str, parameter: nn.Parameter, zero: Zero3):
         assert parameter.requires_grad, f"{name} is frozen: ZeRO-3 keeps no master of it"
         super().__init__(name, whole_shape(parameter))
-        self._parameter = parameter
+        self._parameter, self._zero = parameter, zero
 
     def get(self, kind: str) -> Tensor:
-        padded = (
-            safe_get_local_fp32_param(self._parameter)
-            if kind == MASTER
-            else safe_get_local_optimizer_state(self._parameter, kind)
-        )
-        return padded.flatten()[: self.stop - self.start]
+        group, place = self._zero.place(self._parameter)
+        flat = self._zero.flat_masters[group].detach()
+        if kind != MASTER:
+            flat = self._zero.optimizer.state[self._zero.flat_masters[group]][kind]
+        return flat[place][: self.stop - self.start]
 
     def set(self, kind: str, values: Tensor) -> None:
-        compute_copy = compute_shard(self._parameter)
-        padded = values.new_zeros(compute_copy.numel(), dtype=torch.float32)
-        padded[: self.stop - self.start] = values
+        self.get(kind).copy_(values)
         if kind == MASTER:
-            safe_set_local_fp32_param(self._parameter, padded)
-            compute_copy.data.copy_(padded)
-        else:
-            safe_set_local_optimizer_state(self._parameter, padded, kind)
+            compute_shard(self._parameter).data[: len(values)].copy_(values)
 
     def scale_rows(self, factors: Tensor) -> None:
         values = self.master.clone()
@@ -167,7 +163,7 @@ class PartitionedShards(Shards):
 
     def __init__(self, module: nn.Module):
         self._zero = Zero3(module)
-        shards = [_PartitionedShard(name, parameter) for name, parameter in module.named_parameters()]
+        shards = [_PartitionedShard(name, parameter, self._zero) for name, parameter in module.named_parameters()]
         super().__init__(list(shards), self._zero.optimizer)
 
     @property

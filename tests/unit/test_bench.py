@@ -9,13 +9,13 @@ import pytest
 import torch
 from digits import publish_random, tiny_config
 
+from data_pipeline.allocator import keep_freed_memory
 from models.edm2_options import EDM2Options
 from models.layers import Conditioning
 from models.registry import build_network
 from models.tangent.dual import value_of
 from models.tangent.engines import TANGENT_ENGINES
 from sctrain import cli
-from sctrain.allocator import keep_freed_memory
 from sctrain.bench.attention import AttentionRow, growth
 from sctrain.bench.memory import footprint
 from sctrain.bench.plain import plain_forward

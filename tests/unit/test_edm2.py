@@ -6,11 +6,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.edm2_options import EDM2Options, EDM2Size
 from models.execution import Execution
-from models.layers import Conditioning
+from models.layers import Conditioning, held_parameters
 from models.magnitude import (
     MPConv,
     MPLinear,
-    constants,
     mp_cat,
     mp_silu,
     normalized,
@@ -178,8 +177,8 @@ def test_backward_keeps_the_parameter_and_not_its_quotient():
 def test_no_gradient_moves_frequencies_and_phases():
     network, (primals, _, *conditions) = network_and_inputs("edm2")
     found = gradients(network, network(*primals, *conditions))
-    assert len(constants(network)) == 4
-    assert [name for name, gradient in found.items() if not gradient.any()] == constants(network)
+    assert len(held_parameters(network)) == 4
+    assert {name for name, gradient in found.items() if not gradient.any()} == held_parameters(network)
 
 
 def test_normalized_weights_are_named():

@@ -98,12 +98,13 @@ def smoked(*recipes: str) -> subprocess.CompletedProcess[str]:
 def test_two_recipes_live_and_a_sick_one_is_one_sentence(tmp_path: Path):
     """From data alone in float32; distilled from a shrunk teacher in bf16; and heads that do not divide the width."""
     sick = tmp_path / "sick.yaml"
-    sick.write_text((ROOT / "configs/cifar10/base.yaml").read_text().replace("heads: 6", "heads: 7") + SICK)
+    base = (ROOT / "configs/cifar10/base.yaml").read_text()
+    sick.write_text(base.replace("name: ddpmpp", "{name: dit, heads: 7}") + SICK)
     result = smoked("cifar10/ict.yaml", str(sick), "imagenet64/scd-s.yaml")
     assert result.returncode == 2 and "Traceback" not in result.stderr and result.stdout == ""
     lived = [line for line in result.stderr.splitlines() if line.startswith("[ok]")]
     assert len(lived) == 2 and all("resumed at 40 images, parameters moved, sampled" in line for line in lived)
-    assert "57.3 M parameters" in lived[0]
+    assert "56.4 M parameters" in lived[0]
     errors = [line for line in result.stderr.splitlines() if line.startswith("sctrain: error: ")]
     assert len(errors) == 1 and "building the full network" in errors[0] and "network.heads (7)" in errors[0]
 
