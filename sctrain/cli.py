@@ -34,6 +34,7 @@ _ENGINES = ("single_pass", "two_pass", "finite_difference")
 _SAMPLERS = ("consistency", "jumps", "heun", "euler", "dpm")
 _ATTENTION = ("reference", "blocked", "triton")
 _MODULES = {"import": "import_published", "verify-published": "verify_published"}  # where not the command's name
+_PUBLISHED = [f"edm2-{form}{size}" for form in ("", "scm-") for size in ("xs", "s", "m", "l", "xl", "xxl")]
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
 
 
@@ -244,6 +245,7 @@ def _times(parser: argparse.ArgumentParser) -> None:
 def _bench(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     step = kinds.add_parser("step", help="consistency steps beside a plain diffusion step of the same network")
+    step.add_argument("--network", choices=_PUBLISHED, metavar="NAME", help="edm2-xs .. edm2-scm-xxl in place of a DiT")
     step.add_argument("--width", type=count, default=384)
     step.add_argument("--depth", type=count, default=8)
     step.add_argument("--heads", type=count, default=6)
@@ -255,6 +257,7 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     step.add_argument("--ranks", type=count, nargs="+", default=[1, 2], help="numbers of local ranks (default: 1 2)")
     step.add_argument("--objectives", nargs="+", choices=_STUDENTS, default=_STUDENTS, metavar="NAME")
     step.add_argument("--engines", nargs="+", choices=_ENGINES, default=_ENGINES, metavar="NAME")
+    step.add_argument("--checkpointing", choices=("no", "yes"), nargs="+", default=["no", "yes"], help="default: both")
     step.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     attention = kinds.add_parser("attention", help="attention with tangents beside its value alone, over lengths")
     lengths = [2**power for power in range(8, 15)]

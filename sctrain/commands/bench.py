@@ -96,9 +96,10 @@ def _on_ranks(ranks: int) -> tuple[int, list[dict[str, Any]]]:
 def _step_table(rows: Sequence[dict[str, Any]], settings: Any) -> str:
     head = ("step", "engine", "ratio", "range", "limit", "memory", "gathers", "seconds")
     parts = [
-        f"DiT {settings.width} x {settings.depth}, {(settings.side // 2) ** 2} tokens, batch {settings.batch}, "
-        f"{settings.precision}, {settings.rounds} rounds. Ratios to the diffusion step of the same ranks and "
-        f"checkpointing; limit: 1 + the additional forwards, a tangent being {settings.tangent_share:.2f} of one."
+        f"{settings.network or f'DiT {settings.width} x {settings.depth}'}, "
+        f"{f'{settings.side}^2 pixels' if settings.network else f'{(settings.side // 2) ** 2} tokens'}, "
+        f"batch {settings.batch}, {settings.precision}, {settings.rounds} rounds. Ratios to the diffusion step of the "
+        f"same ranks and checkpointing; limit: 1 + the additional forwards, a tangent {settings.tangent_share:.2f} of one."
     ]
     groups = dict.fromkeys((row["ranks"], row["checkpointing"]) for row in rows)
     for ranks, checkpointing in groups:
