@@ -5,6 +5,8 @@ process, so a killed one leaves no claim. What was used longest ago is removed f
 drops what it finds spoiled.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import logging
@@ -14,13 +16,16 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from data_pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 PATIENCE = 60.0  # seconds: how long another process may take to fetch a span before we fetch it ourselves
 POLL = 0.005
@@ -75,26 +80,25 @@ class SpanCache:
         finally:
             os.close(descriptor)
 
-    def fill(self, span: int, load: Callable[[], bytes], *, wait: bool = True) -> bytes | None:
-        """Let one process `load` a missing span: its bytes if that was us, None if it is here by now.
+    def fill(self, span: int, size: int, load: Callable[[], Iterable[Buffer]], *, wait: bool = True) -> bool:
+        """Let one process write the `size` bytes that `load` brings of a missing span. Errors of `load` pass.
 
-        With `wait` off, None also where another process is still loading it. Errors of `load` pass.
+        False if it cannot be kept; else it is here by now or, with `wait` off, another process may still be loading it.
         """
+        if size > self._limit or self.is_full:
+            return False
         claim = self._claim(span, wait)
         if claim is None:
-            return None
+            return True
+        if claim < 0:
+            return False
         part = f"{self._path(span)}.part"
         try:
-            data = load()
-            self._count("fetched")
-            if claim >= 0:
-                self._store(claim, span, data)
-            return data
+            return self._store(claim, span, size, load)
         finally:
-            if claim >= 0:
-                if _is_same(claim, part):
-                    os.unlink(part)
-                os.close(claim)
+            if _is_same(claim, part):
+                os.unlink(part)
+            os.close(claim)
 
     def drop(self, span: int) -> None:
         """Forget a spoiled entry; several samples may have found it so."""
@@ -124,8 +128,10 @@ class SpanCache:
             except OSError as error:
                 raise _unusable(self._root, error) from error
             # The file may have become the entry, or been removed, between its opening and its locking.
-            if _locked(descriptor) and _is_same(descriptor, f"{path}.part") and not path.exists():
-                return descriptor
+            if _locked(descriptor) and _is_same(descriptor, f"{path}.part"):
+                if not path.exists():
+                    return descriptor
+                os.unlink(f"{path}.part")
             os.close(descriptor)
             if not wait:
                 return None
@@ -134,21 +140,25 @@ class SpanCache:
             time.sleep(POLL)
         return None
 
-    def _store(self, claim: int, span: int, data: bytes) -> None:
-        path = self._path(span)
-        if len(data) > self._limit or self.is_full:
-            return
+    def _store(self, claim: int, span: int, size: int, load: Callable[[], Iterable[Buffer]]) -> bool:
+        """Pieces are written as they arrive: a span is never whole in memory."""
         try:
-            self._make_room(claim, len(data))
-            view = memoryview(data)
-            while view:
-                view = view[os.write(claim, view) :]
-            os.rename(f"{path}.part", path)
+            self._make_room(claim, size)
+            for piece in load():
+                view = memoryview(piece)
+                while view:
+                    view = view[os.write(claim, view) :]
+            assert os.fstat(claim).st_size == size == os.lseek(claim, 0, os.SEEK_CUR)
+            os.rename(f"{self._path(span)}.part", self._path(span))
         except OSError as error:
             if error.errno not in _FULL:
                 raise _unusable(self._root, error) from error
-            self.is_full = True
-            _log.warning("%s is on a full disk: the data set is read from its store without a cache.", self._root)
+            if not self.is_full:
+                self.is_full = True
+                _log.warning("%s is on a full disk: the data set is read from its store without a cache.", self._root)
+            return False
+        self._count("fetched")
+        return True
 
     def _make_room(self, claim: int, size: int) -> None:
         """Count `size` bytes more, which the `.part` shows from now on, and remove old entries if they are too many."""

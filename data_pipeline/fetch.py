@@ -16,7 +16,7 @@ import numpy as np
 from data_pipeline.cache import SpanCache
 from data_pipeline.errors import MissingError
 from data_pipeline.index import SPAN_BYTES, ShardIndex
-from data_pipeline.storage import is_remote, read_range, read_ranges
+from data_pipeline.storage import forget, is_remote, read_pieces, read_range, read_ranges
 from data_pipeline.threads import DaemonThreads
 
 MOST_BEGUN = 64  # batches
@@ -85,6 +85,7 @@ class DirectFetcher:
     def again(self, sample_id: int) -> bytes:
         """See Fetcher."""
         index = self._index
+        forget(self._url(sample_id))  # what it is remembered by may be wrong too
         return read_range(self._url(sample_id), int(index.offset[sample_id]), int(index.size[sample_id]))
 
     def spoiled(self, sample_id: int) -> None:
@@ -153,7 +154,7 @@ class SpanFetcher:
         self._cache = cache
         self._direct = DirectFetcher(index, shard_urls)
         self._threads = DaemonThreads()
-        self._loading: dict[int, Future[bytes | None]] = {}
+        self._loading: dict[int, Future[bool]] = {}  # whether the cache could take it
         self._asked: dict[int, None] = {}  # in the order of asking
         self._counts = {"hits": 0, "misses": 0}
 
@@ -167,7 +168,7 @@ class SpanFetcher:
         if self._cache.is_full:
             return self._direct.read(sample_ids)
         fetched: list[Fetched] = [b""] * len(sample_ids)
-        missing: deque[tuple[int, list[int], Future[bytes | None]]] = deque()
+        missing: deque[tuple[int, list[int], Future[bool]]] = deque()
         for span, rows in self._by_span(sample_ids).items():
             parts = self._cache.read(span, self._ranges(span, sample_ids[rows]))
             self._counts["misses" if parts is None else "hits"] += len(rows)
@@ -175,7 +176,7 @@ class SpanFetcher:
                 missing.append((span, rows, self._load(span, wait=True)))
             else:
                 _put(fetched, rows, parts)
-        while missing:  # nothing holds a span once its samples are cut out
+        while missing:
             span, rows, loading = missing.popleft()
             _put(fetched, rows, self._awaited(span, sample_ids[rows], loading))
         return fetched
@@ -217,7 +218,7 @@ class SpanFetcher:
             zip((self._index.offset[sample_ids] - start).tolist(), self._index.size[sample_ids].tolist(), strict=True)
         )
 
-    def _load(self, span: int, *, wait: bool) -> Future[bytes | None]:
+    def _load(self, span: int, *, wait: bool) -> Future[bool]:
         """Fetch a span in the background unless that is under way; see `SpanCache.fill`."""
         loading = self._loading.get(span)
         if loading is None:
@@ -225,28 +226,27 @@ class SpanFetcher:
             self._threads.start(loading, self._fill, span, wait)
         return loading
 
-    def _fill(self, span: int, wait: bool) -> bytes | None:
+    def _fill(self, span: int, wait: bool) -> bool:
+        first, last = self._index.span_starts[span : span + 2] - [0, 1]
+        start = int(self._index.offset[first])
+        size = int(self._index.offset[last] + self._index.size[last]) - start
+        url = self._urls[int(self._index.shard[first])]
         try:
-            return self._cache.fill(span, lambda: self._fetch(span), wait=wait)
+            return self._cache.fill(span, size, lambda: read_pieces(url, start, size), wait=wait)
         finally:
             self._loading.pop(span, None)
 
-    def _fetch(self, span: int) -> bytes:
-        first, last = self._index.span_starts[span : span + 2] - [0, 1]
-        start, end = self._index.offset[first], self._index.offset[last] + self._index.size[last]
-        return read_range(self._urls[int(self._index.shard[first])], int(start), int(end - start))
-
-    def _awaited(self, span: int, sample_ids: np.ndarray, loading: Future[bytes | None]) -> Sequence[Fetched]:
+    def _awaited(self, span: int, sample_ids: np.ndarray, loading: Future[bool]) -> Sequence[Fetched]:
         """Samples of a span that was not here a moment ago."""
         ranges = self._ranges(span, sample_ids)
         while True:
             try:
-                data = loading.result()
+                kept = loading.result()
             except MissingError:
-                return self._direct.read(sample_ids)  # the span is lost; some of its samples may not be
-            if data is not None:
-                return [data[offset : offset + size] for offset, size in ranges]
-            parts = self._cache.read(span, ranges)  # another process brought it, unless it is already gone again
+                kept = False  # the span is lost; some of its samples may not be
+            if not kept:
+                return self._direct.read(sample_ids)
+            parts = self._cache.read(span, ranges)  # unless it is already gone again
             if parts is not None:
                 return parts
             loading = self._load(span, wait=True)

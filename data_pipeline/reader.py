@@ -43,10 +43,19 @@ class Batch:
     statistics: dict[str, float] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()  # about each sample that had to be replaced, one sentence
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Between processes every tensor travels by a handle that costs a handshake: too much for a few numbers."""
+        return self.__dict__ | {name: self.__dict__[name].numpy() for name in _NUMBERS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {name: torch.from_numpy(state[name]) for name in _NUMBERS})
+
     def pin_memory(self) -> Self:
         """The same batch in page-locked memory (torch's DataLoader calls this by name)."""
-        tensors = ("images", "labels", "positions", "sample_ids")
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in tensors})
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in ("images", *_NUMBERS)})
+
+
+_NUMBERS = ("labels", "positions", "sample_ids")  # of a Batch, per sample
 
 
 @dataclass(frozen=True)

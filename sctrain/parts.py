@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from data_pipeline.allocator import keep_freed_memory
 from data_pipeline.loader import Batch as RawBatch
 from data_pipeline.loader import BatchStream, ReadOptions, stream
 from models.attention import chosen_backend
@@ -16,7 +17,6 @@ from models.discriminator import Discriminator
 from models.tangent.engines import tangent_engine
 from models.tangent.recorded import recorded
 from sctrain import building
-from sctrain.allocator import keep_freed_memory
 from sctrain.blueprint import Blueprint
 from sctrain.config.deepspeed import deepspeed_config, derive_batch
 from sctrain.config.objectives import Adversary as AdversaryConfig
@@ -35,6 +35,7 @@ from sctrain.zero.ema import ShardedPowerEma
 from sctrain.zero.engine import ExactNetwork, FrozenEngine, StudentEngine
 from sctrain.zero.memory import Memories
 from sctrain.zero.target import TargetNetwork
+from sctrain.zero.weight_norm import ForcedWeightNorm
 from sctrain.zero.world import World
 
 
@@ -66,6 +67,7 @@ class Parts:
         laid_out = self._laid_out(self._blueprint, zero, trained=True)
         student = StudentEngine(laid_out, config.optimizer, zero, self.memories.optimizer)
         student.shards.fill(first)
+        ForcedWeightNorm(student.shards, laid_out).apply()
         target = None
         if config.objective.has_target:
             target = TargetNetwork(

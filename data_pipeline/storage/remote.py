@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import obstore
 
@@ -18,7 +19,10 @@ from data_pipeline.storage.settings import Statistics, StorageSettings
 from data_pipeline.storage.urls import object_name, shown
 from data_pipeline.threads import DaemonThreads
 
-CHUNK_BYTES = 2**18  # what has arrived is kept in such pieces when a connection drops
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+PIECE_BYTES = 2**19  # what has arrived is handed on in pieces of about so much, whatever comes after
 Result = TypeVar("Result")
 
 
@@ -29,6 +33,25 @@ class Identity(NamedTuple):
     size: int  # bytes
 
 
+class _Known:
+    """An object's identity, and whether a body ever came with it: before, the looks themselves may have been wrong."""
+
+    def __init__(self, identity: Identity):
+        self.identity, self.is_proven = identity, False
+
+
+class _MistakenError(Exception):
+    """A body came with another identity than the one that was not proven yet."""
+
+
+class _FailedError(Exception):
+    """One request did not bring all."""
+
+    def __init__(self, failure: Failure):
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
 class RemoteReader:
     """One process's reading from stores. Close it to end its threads and what they are waiting for."""
 
@@ -36,7 +59,8 @@ class RemoteReader:
         self._settings = settings
         self._statistics = statistics
         self._threads = DaemonThreads(settings.parallel)
-        self._identities: dict[str, Identity] = {}
+        self._slots = threading.Semaphore(settings.parallel)  # for callers have threads of their own too
+        self._known: dict[str, _Known] = {}
         self._stops: weakref.WeakSet[threading.Event] = weakref.WeakSet()
 
     def close(self) -> None:
@@ -47,11 +71,11 @@ class RemoteReader:
 
     def forget(self, url: str) -> None:
         """The object may be another from now on."""
-        self._identities.pop(url, None)
+        self._known.pop(url, None)
 
     def size_of(self, url: str) -> int:
         """Size in bytes, as of the first look at the object."""
-        return self._identity(url).size
+        return self._remembered(url).identity.size
 
     def exists(self, url: str) -> bool:
         """Whether there is such an object now."""
@@ -63,28 +87,62 @@ class RemoteReader:
 
     def read_ranges(self, url: str, ranges: Sequence[Range]) -> list[bytes]:
         """The ranges (offset, size), fetched in parallel, near ones together and large ones in parts."""
-        identity = self._identity(url)
         end = max((offset + size for offset, size in ranges), default=0)
-        if end > identity.size:
+        [read] = self._of_one_version(url, end, lambda known: [self._read(url, known, ranges)])
+        return read
+
+    def read_pieces(self, url: str, wanted: Range) -> Iterator[Buffer]:
+        """One range (offset, size) as it arrives, by one request after the other."""
+        return self._of_one_version(url, sum(wanted), lambda known: self._fetch_alone(url, known, wanted))
+
+    def _of_one_version(
+        self, url: str, end: int, read: Callable[[_Known], Iterable[Result]]
+    ) -> Generator[Result, None, None]:
+        """What `read` brings of an object that must have `end` bytes, begun anew if it was mistaken for another."""
+        if end > self.size_of(url) and not self._remembered(url).is_proven:
+            self.forget(url)
+        if end > self.size_of(url):
             raise MissingError(f"{shown(url)} ends before byte {end}, so it was cut short: {PREPARE_AGAIN}.")
+        patience = Patience(url, self._settings, self._statistics)
+        while True:
+            known = self._remembered(url)
+            try:
+                yield from read(known)
+                return
+            except _MistakenError:  # by the first body, so nothing was handed on
+                if self._known.get(url) is known:
+                    self.forget(url)
+            patience.failed(REPLACED)
+
+    def _read(self, url: str, known: _Known, ranges: Sequence[Range]) -> list[bytes]:
         wanted = pieces(ranges)
         parts = [part for piece in wanted for part in piece.parts]
+        with self._stopping() as stop:  # after an error the other parts need not go on
+            fetch = lambda part: b"".join(self._fetch(url, known, part, stop))  # noqa: E731
+            fetched = [fetch(parts[0])] if len(parts) == 1 else self._threads.map(fetch, parts)
+        return assemble(ranges, wanted, fetched)
+
+    def _fetch_alone(self, url: str, known: _Known, wanted: Range) -> Iterator[Buffer]:
+        with self._stopping() as stop:
+            yield from self._fetch(url, known, wanted, stop)
+
+    @contextmanager
+    def _stopping(self) -> Iterator[threading.Event]:
+        """What ends the waiting of one read: its own end, or the reader's."""
         stop = threading.Event()
         self._stops.add(stop)
         try:
-            fetch = lambda part: self._fetch(url, identity, part, stop)  # noqa: E731
-            fetched = [fetch(parts[0])] if len(parts) == 1 else self._threads.map(fetch, parts)
+            yield stop
         finally:
-            stop.set()  # after an error the other parts need not go on
-        return assemble(ranges, wanted, fetched)
+            stop.set()
 
-    def ask(self, url: str, request: Callable[[Client], Result]) -> Result:
+    def ask(self, url: str, request: Callable[[Client], Result], *, done: str = "read") -> Result:
         """A request that answers at once or fails, repeated until the budget is spent."""
-        patience = Patience(url, self._settings, self._statistics)
+        patience = Patience(url, self._settings, self._statistics, done=done)
         while True:
             client = client_of(url, self._settings)
             try:
-                with self._statistics.request():
+                with self._slots, self._statistics.request():
                     return request(client)
             except TRANSPORT_ERRORS as error:
                 failure = failure_of(error)
@@ -100,53 +158,56 @@ class RemoteReader:
         # A signature for reading does not cover HEAD, and some servers do not know it.
         return self.ask(url, lambda client: _identity_of(obstore.get(client, name, options={"range": (0, 1)}).meta))
 
-    def _identity(self, url: str) -> Identity:
+    def _remembered(self, url: str) -> _Known:
         """What the object is remembered by: the first that two looks agree on."""
-        known = self._identities.get(url)
+        known, patience = self._known.get(url), Patience(url, self._settings, self._statistics)
         while known is None:
             first = self._look(url)
             if first == self._look(url):
-                known = self._identities.setdefault(url, first)
+                known = self._known.setdefault(url, _Known(first))
+            else:
+                patience.failed(REPLACED)
         return known
 
-    def _fetch(self, url: str, identity: Identity, part: Range, stop: threading.Event) -> bytes:
+    def _fetch(self, url: str, known: _Known, part: Range, stop: threading.Event) -> Iterator[Buffer]:
         """One range; what arrived before a failure is kept and the rest asked for."""
-        offset, size = part
+        offset, end = part[0], sum(part)
         patience = Patience(url, self._settings, self._statistics, stop)
-        arrived: list[bytes] = []
-        got = 0
-        while got < size:
-            chunks, failure = self._attempt(url, identity, offset + got, size - got)
-            if chunks:
-                patience.progress()
-                arrived += chunks
-                got += sum(map(len, chunks))
+        while offset < end:
+            failure = None
+            try:
+                for piece in self._attempt(url, known, offset, end - offset):
+                    offset += len(piece)
+                    patience.progress()
+                    yield piece
+            except _FailedError as failed:
+                failure = failed.failure
+            if failure is REPLACED and not known.is_proven:
+                raise _MistakenError
             if failure is not None:
-                patience.failed(failure)
-        return b"".join(arrived)
+                patience.failed(failure)  # outside of `except`: what is raised here has no history
 
-    def _attempt(self, url: str, identity: Identity, offset: int, size: int) -> tuple[list[bytes], Failure | None]:
-        """What one request brought, and why it did not bring all."""
-        chunks: list[bytes] = []
+    def _attempt(self, url: str, known: _Known, offset: int, size: int) -> Iterator[Any]:
+        """What one request brings; _FailedError if that is not all."""
         client, name = client_of(url, self._settings), object_name(url)
         try:
-            with self._statistics.request():
+            with self._slots, self._statistics.request():
                 result = obstore.get(client, name, options={"range": (offset, offset + size)})
-                if _identity_of(result.meta) != identity:
-                    return [], REPLACED
+                if _identity_of(result.meta) != known.identity:
+                    raise _FailedError(REPLACED)
+                known.is_proven = True
                 if result.range[0] != offset:
-                    return [], TRUNCATED
-                for chunk in result.stream(min_chunk_size=CHUNK_BYTES):
-                    chunks.append(bytes(chunk))
+                    raise _FailedError(TRUNCATED)
+                for piece in result.stream(min_chunk_size=PIECE_BYTES):
+                    if len(piece) > size:
+                        raise _FailedError(OVERLONG)
+                    size -= len(piece)
+                    self._statistics.add("bytes", len(piece))
+                    yield piece
         except TRANSPORT_ERRORS as error:
-            failure = failure_of(error)
-        else:
-            failure = None
-        got = sum(map(len, chunks))
-        if got > size:
-            return [], OVERLONG
-        self._statistics.add("bytes", got)
-        return chunks, failure or (TRUNCATED if got < size else None)
+            raise _FailedError(failure_of(error)) from None
+        if size:
+            raise _FailedError(TRUNCATED)
 
 
 def _identity_of(meta: obstore.ObjectMeta) -> Identity:

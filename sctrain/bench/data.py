@@ -1,11 +1,12 @@
 """`sctrain bench data`: how fast samples arrive, beside plain webdataset and beside raw reads of the same objects.
 
 All three deliver what is stored, undecoded, through the same number of worker processes. Each round reads the whole set
-once with each, ours from a cold cache; the clock starts with the first batch, so that no start of processes is timed.
+once with each, ours from a cold cache; the clock starts when all workers are there, before they ask for anything.
 """
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import resource
 import statistics
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
+from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ import obstore
 from torch.utils.data import DataLoader, Dataset
 
 from data_pipeline import storage
+from data_pipeline.allocator import keep_freed_memory
 from data_pipeline.cache import CacheOptions
 from data_pipeline.dataset import ShardedDataset, open_dataset
 from data_pipeline.description import DESCRIPTION_FILE, read_description
@@ -41,6 +44,9 @@ RAW_PARALLEL = 8  # such requests at once in each worker
 LATENT_BYTES = 34_304  # of a generated sample in its shard, headers included
 LEAST_SHARDS, SHARD_BYTES = 8, 2**28
 PREFETCH = 4  # batches
+WINDOW = 65_536  # samples, as runs have it
+BEGIN, BEGUN = [None], []  # what a worker is told first, and what it answers
+BARRIER_S = 120.0
 WARM_UP = 5  # batches before the paced consumer is timed
 
 
@@ -50,7 +56,7 @@ class DataSettings:
 
     batch: int = 256  # samples
     workers: int = 2  # processes
-    window: int = 65_536  # samples
+    window: int | None = None  # samples; None: an eighth of the set, for a real set is many windows long
     rounds: int = 5
     rate: float = 500.0  # images per second that the paced consumer takes
     seconds: float = 20.0  # how long it does
@@ -67,6 +73,7 @@ class DataResult:
     index_mb: float  # resident memory that loading the index took
     samples: int
     payload_bytes: int
+    window: int  # samples
     rates: dict[str, list[float]] = field(default_factory=dict)
     images_per_second: float = 0.0  # decoded, as fast as they come
     decode_ceiling: float = 0.0  # images per second that the workers could decode if all were in memory
@@ -87,7 +94,8 @@ def summary(result: DataResult) -> str:
     head = ("MiB/s", *(f"round {number}" for number in range(1, len(lines[0]))))
     return "\n".join(
         [
-            f"{result.samples:,} samples, {result.payload_bytes / 2**20:,.0f} MiB, read undecoded:",
+            f"{result.samples:,} samples, {result.payload_bytes / 2**20:,.0f} MiB, read undecoded, shuffled over "
+            f"{result.window:,}:",
             table(head, lines),
             f"ours / webdataset    {result.ratio_webdataset:.2f}",
             f"ours / raw ranges    {result.ratio_raw:.2f}",
@@ -103,6 +111,7 @@ def summary(result: DataResult) -> str:
 def measure(url: str, settings: DataSettings) -> DataResult:
     """Read the training split of `url` in every way; DataError if there is none."""
     dataset = open_dataset(url, "train")
+    settings = replace(settings, window=settings.window or min(max(len(dataset) // 8, 1), WINDOW))
     ways = {"ours": _ours, "webdataset": _webdataset, "raw": _raw}
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(settings.rounds):
@@ -124,6 +133,7 @@ def measure(url: str, settings: DataSettings) -> DataResult:
         index_mb=_index_megabytes(storage.join_url(url, dataset.description.splits["train"].index)),
         samples=len(dataset),
         payload_bytes=int(dataset.index.size.sum()),
+        window=settings.window or 0,
         rates=rates,
         images_per_second=images,
         decode_ceiling=_decode_ceiling(dataset, settings),
@@ -138,9 +148,9 @@ def _cold(dataset: ShardedDataset) -> Iterator[ShardedDataset]:
 
 
 def _rate(batches: Iterable[list[Any]]) -> float:
-    """Payload bytes per second after the first batch."""
+    """Payload bytes per second from the first sign of the workers to the last batch."""
     arriving = iter(batches)
-    next(arriving)
+    assert next(arriving) == BEGUN
     begin, total = time.perf_counter(), 0
     for batch in arriving:
         total += sum(len(part) for part in batch)
@@ -153,16 +163,19 @@ class _Undecoded(Dataset):
     def __init__(self, reader: Reader):
         self._reader = reader
 
-    def __getitem__(self, positions: np.ndarray) -> list[bytes]:
+    def __getitem__(self, positions: np.ndarray | None) -> list[bytes]:
+        if positions is None:
+            return BEGUN
         return [part for part in self._reader.fetch(positions)[1] if isinstance(part, bytes)]
 
 
 def _ours(dataset: ShardedDataset, settings: DataSettings) -> Iterator[list[Any]]:
+    assert settings.window is not None
     ahead = look_ahead(dataset, settings.batch, world=1, workers=settings.workers, prefetch=PREFETCH)
     spans = dataset.reads_spans(settings.window, nodes=1)
     reader = Reader(dataset, 0, settings.window, ReadOptions(), ahead, spans=spans)
     whole = np.arange(len(dataset) // settings.batch * settings.batch).reshape(-1, settings.batch)
-    return iter(_loaded(_Undecoded(reader), settings, sampler=list(whole)))
+    return iter(_loaded(_Undecoded(reader), settings, sampler=[*BEGIN * settings.workers, *whole]))
 
 
 def _webdataset(dataset: ShardedDataset, settings: DataSettings) -> Iterator[list[Any]]:
@@ -175,8 +188,14 @@ def _webdataset(dataset: ShardedDataset, settings: DataSettings) -> Iterator[lis
         wds.to_tuple("npy;jpg;png;webp"),
         wds.map(_first),
         wds.batched(settings.batch, collation_fn=list),
+        _begun,
     )
     return iter(_loaded(plain, settings))
+
+
+def _begun(batches: Iterator[list[bytes]]) -> Iterator[list[bytes]]:
+    yield BEGUN
+    yield from batches
 
 
 def _first(sample: tuple[bytes, ...]) -> bytes:
@@ -184,7 +203,8 @@ def _first(sample: tuple[bytes, ...]) -> bytes:
 
 
 def _raw(dataset: ShardedDataset, settings: DataSettings) -> Iterator[list[Any]]:
-    return iter(_loaded(_RawRanges(dataset), settings))
+    ranges = _RawRanges(dataset)
+    return iter(_loaded(ranges, settings, sampler=[*BEGIN * settings.workers, *range(len(ranges))]))
 
 
 class _RawRanges(Dataset):
@@ -200,7 +220,9 @@ class _RawRanges(Dataset):
     def __len__(self) -> int:
         return len(self._groups)
 
-    def __getitem__(self, number: int) -> list[bytes]:
+    def __getitem__(self, number: int | None) -> list[bytes]:
+        if number is None:
+            return BEGUN
         url, first, end = self._groups[number]
         starts = range(first, end, RAW_BYTES)
         sizes = [min(RAW_BYTES, end - start) for start in starts]
@@ -211,26 +233,49 @@ class _RawRanges(Dataset):
 
 
 def _loaded(source: Any, settings: DataSettings, sampler: Any = None) -> DataLoader:
+    context = multiprocessing.get_context("spawn")
     return DataLoader(
         source,
         batch_size=None,
         sampler=sampler,
         num_workers=settings.workers,
-        worker_init_fn=_register_stores,
-        multiprocessing_context="spawn",
+        worker_init_fn=partial(_begin_worker, context.Barrier(settings.workers)),
+        multiprocessing_context=context,
     )
 
 
-def _register_stores(worker: int) -> None:
+def _begin_worker(all_are_there: Barrier, _: int) -> None:
     """Webdataset knows no buckets; what its users register is a function that opens a stream."""
     from webdataset.gopen import gopen_schemes
 
+    keep_freed_memory()  # as our own workers do
+    all_are_there.wait(BARRIER_S)
     for scheme in ("s3", "gs", "az"):
         gopen_schemes[scheme] = _opened
 
 
-def _opened(url: str, mode: str = "rb", bufsize: int = 8192, **_: object) -> Any:
-    return obstore.open_reader(client_of(url, StorageSettings()), object_name(url), buffer_size=RAW_BYTES)
+def _opened(url: str, mode: str = "rb", bufsize: int = 8192, **_: object) -> io.BufferedReader:
+    """One request for the whole object, as `pipe:aws s3 cp` makes it."""
+    return io.BufferedReader(_Body(obstore.get(client_of(url, StorageSettings()), object_name(url))), RAW_BYTES)
+
+
+class _Body(io.RawIOBase):
+    """The body of an answer as a file."""
+
+    def __init__(self, answer: obstore.GetResult):
+        self._chunks = iter(answer.stream(min_chunk_size=RAW_BYTES))
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not self._rest:
+            self._rest = memoryview(bytes(next(self._chunks, b"")))
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
 
 
 def _first_batch_seconds(url: str, cold: ShardedDataset, settings: DataSettings) -> float:
@@ -268,6 +313,7 @@ def _images_per_second(dataset: ShardedDataset, settings: DataSettings) -> float
 
 
 def _stream(dataset: ShardedDataset, settings: DataSettings, workers: int) -> BatchStream:
+    assert settings.window is not None
     return stream(
         dataset,
         seed=0,

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from data_pipeline.allocator import keep_freed_memory
 from launchers.local import run_ranks
-from sctrain.allocator import keep_freed_memory
 from sctrain.bench import attention
 from sctrain.bench.attention import AttentionRow, AttentionSettings, default_backends
 from sctrain.bench.table import figure, table

@@ -21,6 +21,7 @@ from data_pipeline.description import read_description
 from data_pipeline.errors import DataError
 from launchers.local import run_ranks
 from sctrain import SIBLINGS, package_folder
+from sctrain.building import use_storage
 from sctrain.commands.train import planned_ranks
 from sctrain.config.deepspeed import derive_batch
 from sctrain.config.loading import load
@@ -134,6 +135,7 @@ def _shared_memory(config: RunConfig | None) -> Finding:
 
 
 def _data(config: RunConfig) -> Finding:
+    use_storage(config)
     try:
         description = read_description(config.data.url)
     except DataError as error:

@@ -73,7 +73,7 @@ def sharing_masters() -> Iterator[None]:
 
     DeepSpeed means to, but compares a device with a device's name; so it keeps a second copy of all shards.
     """
-    accelerator = get_accelerator()
+    accelerator: Any = get_accelerator()
     device = torch.device(accelerator.current_device_name())
     accelerator.current_device_name = lambda: device
     try:

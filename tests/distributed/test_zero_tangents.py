@@ -39,8 +39,13 @@ def test_losses_tangents_and_gradients_equal_the_unsharded_ones(world, stage):
 
 def test_the_combinations_were_there(world, ranks):
     """On two ranks half of them, on three all."""
-    found = cases(world, "sct", "single_pass", without=("wide", "stage1", "stage2", *OPTIONS))
+    found = cases(world, "sct", "single_pass", without=("wide", "stage1", "stage2", "ncsnpp", *OPTIONS))
     assert len(found) == (16 if ranks == 2 else 32) * len(world)
+
+
+@pytest.mark.parametrize("network", ["ncsnpp", "adm"])
+def test_u_nets_were_there(world, network):
+    assert len(cases(world, network, "stage3", "single_pass")) == len(world)
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -8,7 +8,9 @@ import os
 import random
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.cache import CacheOptions, SpanCache
 
@@ -34,28 +36,26 @@ def main(folder: str, action: str, *arguments: str) -> None:
 
         if action == "hang-writing":
             os.write = half_a_write
-        cache.fill(span, (lambda: content(span)) if action == "hang-writing" else hang)
+        cache.fill(span, SIZE, (lambda: [content(span)]) if action == "hang-writing" else hang)
 
 
-def hang() -> int:
+def hang() -> Any:
     print("hanging", flush=True)
     time.sleep(60)
-    return 0
 
 
 def read(cache: SpanCache, spans: list[int], log: Path) -> None:
     for span in spans:
 
-        def load(span: int = span) -> bytes:
+        def load(span: int = span) -> Iterator[bytes]:
             with log.open("a") as file:
                 file.write(f"{span}\n")
             time.sleep(0.01)
-            return content(span)
+            yield content(span)[:1000]
+            yield content(span)[1000:]
 
-        data = cache.fill(span, load)
-        if data is None:
-            (data,) = cache.read(span, [(0, SIZE)])
-        assert data == content(span)
+        assert cache.fill(span, SIZE, load)
+        assert cache.read(span, [(0, SIZE)]) == [content(span)]
 
 
 if __name__ == "__main__":

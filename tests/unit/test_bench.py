@@ -9,10 +9,10 @@ import pytest
 import torch
 from digits import publish_random, tiny_config
 
+from data_pipeline.allocator import keep_freed_memory
 from models.tangent.dual import value_of
 from models.tangent.engines import TANGENT_ENGINES
 from sctrain import cli
-from sctrain.allocator import keep_freed_memory
 from sctrain.bench.attention import AttentionRow, growth
 from sctrain.bench.memory import footprint
 from sctrain.bench.plain import plain_forward

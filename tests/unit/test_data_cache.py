@@ -34,10 +34,10 @@ def opened(folder: Path, limit: int = 2**30) -> SpanCache:
 
 def whole(cache: SpanCache, span: int, size: int = SIZE) -> bytes | None:
     found = cache.read(span, [(0, size)])
-    return found and found[0]
+    return found[0] if found else None
 
 
-def never() -> bytes:
+def never() -> list[bytes]:
     raise AssertionError("this span was to be here")
 
 
@@ -56,11 +56,11 @@ def test_a_killed_process_leaves_neither_half_an_entry_nor_a_claim(tmp_path: Pat
     assert process.stdout is not None and process.stdout.readline() == "hanging\n"
     cache = opened(tmp_path)
     assert whole(cache, 7) is None
-    assert cache.fill(7, never, wait=False) is None  # it is alive
+    assert cache.fill(7, SIZE, never, wait=False)  # it is alive
     process.kill()
     process.communicate()
     assert whole(cache, 7) is None and len(list(tmp_path.rglob("*.part"))) == 1
-    assert cache.fill(7, lambda: content(7)) == content(7) == whole(cache, 7)
+    assert cache.fill(7, SIZE, lambda: [content(7)]) and whole(cache, 7) == content(7)
     assert not list(tmp_path.rglob("*.part"))
 
 
@@ -69,18 +69,19 @@ def test_who_takes_too_long_is_not_waited_for(tmp_path: Path, monkeypatch: pytes
     cache = opened(tmp_path)
     with (tmp_path / "abc/0000003.part").open("w") as stalled:
         fcntl.flock(stalled, fcntl.LOCK_EX)
-        assert cache.fill(3, lambda: b"ours") == b"ours"
+        assert not cache.fill(3, 4, never)
         assert whole(cache, 3) is None  # the claim is still theirs
-    assert cache.fill(3, lambda: b"ours") == b"ours" == whole(cache, 3, 4)
+    assert cache.fill(3, 4, lambda: [b"ou", b"rs"]) and whole(cache, 3, 4) == b"ours"
 
 
 def test_a_failed_fetch_is_told_and_leaves_nothing(tmp_path: Path):
-    def fail() -> bytes:
+    def fail() -> Iterator[bytes]:
+        yield b"half"
         raise DataError("the store is away.")
 
     cache = opened(tmp_path)
     with pytest.raises(DataError, match="away"):
-        cache.fill(0, fail)
+        cache.fill(0, 8, fail)
     assert not list((tmp_path / "abc").iterdir())
 
 
@@ -89,28 +90,29 @@ def test_the_limit_holds_and_what_was_used_last_stays(tmp_path: Path, monkeypatc
     (tmp_path / "abc").mkdir()
     (tmp_path / "abc/notes.txt").write_bytes(bytes(3 * MIB))  # not ours: neither counted nor removed
     cache, other = opened(tmp_path, 10 * MIB), SpanCache(CacheOptions(str(tmp_path), 10 * MIB), "def")
+    entries: list[Path] = []
     for span in range(30):
-        (other if span % 3 == 2 else cache).fill(span, lambda: bytes(MIB))
+        (other if span % 3 == 2 else cache).fill(span, MIB, lambda: [bytes(MIB)])
         assert whole(cache, 0, 1) == b"\0"  # used again and again
         entries = [path for path in tmp_path.rglob("*") if path.name.isdigit()]
         assert sum(path.stat().st_size for path in entries) <= 10 * MIB
     assert len(entries) >= 8 and {int(path.name) for path in entries} > {0, 25, 26, 27, 28, 29}
     assert cache.counts["evicted"] + other.counts["evicted"] == 30 - len(entries)
     assert (tmp_path / "abc/notes.txt").exists()
-    assert cache.fill(99, lambda: bytes(11 * MIB)) == bytes(11 * MIB) and whole(cache, 99) is None
+    assert not cache.fill(99, 11 * MIB, never) and whole(cache, 99) is None
 
 
 def test_abandoned_parts_count_and_are_removed(tmp_path: Path):
     (tmp_path / "abc").mkdir()
     (tmp_path / "abc/0000005.part").write_bytes(bytes(9 * MIB))
     cache = opened(tmp_path, 10 * MIB)
-    cache.fill(0, lambda: bytes(2 * MIB))
+    cache.fill(0, 2 * MIB, lambda: [bytes(2 * MIB)])
     assert [path.name for path in (tmp_path / "abc").iterdir()] == ["0000000"]
 
 
 def test_an_entry_that_is_removed_can_still_be_read(tmp_path: Path):
     cache = opened(tmp_path)
-    cache.fill(0, lambda: b"abcdef")
+    cache.fill(0, 6, lambda: [b"abcdef"])
     read = os.pread
 
     def read_late(*arguments: int) -> bytes:
@@ -132,7 +134,7 @@ def test_a_full_disk_is_said_once_and_does_not_stop_reading(
     cache = opened(tmp_path)
     monkeypatch.setattr(os, "write", no_space)
     for span in (1, 2):
-        assert cache.fill(span, lambda: b"abc") == b"abc" and whole(cache, span) is None
+        assert not cache.fill(span, 3, lambda: [b"abc"]) and whole(cache, span) is None
     assert cache.is_full and not list((tmp_path / "abc").iterdir())
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path} is on a full disk: the data set is read from its store without a cache."

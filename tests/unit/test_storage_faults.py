@@ -64,7 +64,8 @@ def test_one_failure_is_survived_and_counted(store: FaultyStore, fault: str):
     assert read_range(f"{store.url}/big", 100, 5_000_000) == BIG[100:5_000_100]
     assert time.monotonic() - start < 3
     assert counted("retries", before) == (fault != "slow")
-    assert counted("requests", before) == 1 + (fault != "slow")
+    looks = 2 if fault == "other" else 0  # at what the object is remembered by
+    assert counted("requests", before) == 1 + (fault != "slow") + looks
 
 
 @pytest.mark.parametrize("fault", ["cut", "short", "stall"])
@@ -78,11 +79,35 @@ def test_what_has_arrived_is_not_asked_for_again(store: FaultyStore, fault: str)
     assert counted("bytes", before) == 4_000_000
 
 
-@pytest.mark.parametrize("plan", [["other"], ["", "other"], ["503", "", "500", ""], ["stall"]])
+@pytest.mark.parametrize(
+    "plan", [["other"], ["", "other"], ["503", "", "500", ""], ["stall"], ["other"] * 2, ["other"] * 4]
+)
 def test_the_first_look_can_fail_too(store: FaultyStore, plan: list[str]):
     store.plan = plan
-    assert size_of(f"{store.url}/small") == len(SMALL)
     assert read_range(f"{store.url}/small", 0, 9) == SMALL[:9]
+    assert size_of(f"{store.url}/small") == len(SMALL) and not store.plan
+
+
+def test_a_first_look_at_a_shorter_object_is_not_believed_for_long(store: FaultyStore):
+    store.objects["small"] = SMALL[:10]
+    assert size_of(f"{store.url}/small") == 10
+    store.objects["small"] = SMALL
+    assert read_range(f"{store.url}/small", 50, 9) == SMALL[50:59]
+
+
+def test_looks_that_never_agree_end(store: FaultyStore, monkeypatch: pytest.MonkeyPatch):
+    """As of servers that take turns and each have a tag of their own."""
+    monkeypatch.setattr(patience, "FIRST_DELAY_S", 0.01)
+    store.plan = ["", "other"] * 20
+    with pytest.raises(DataError, match="replaced by another object"):
+        size_of(f"{store.url}/small")
+
+
+def test_what_was_forgotten_is_looked_at_anew(store: FaultyStore):
+    assert read_range(f"{store.url}/small", 0, 9) == SMALL[:9]
+    store.objects["small"] = SMALL[::-1]
+    storage.forget(f"{store.url}/small")
+    assert read_range(f"{store.url}/small", 0, 9) == SMALL[:-10:-1]
 
 
 def test_a_store_where_a_fifth_of_requests_fail_gives_the_same_bytes(store: FaultyStore):
