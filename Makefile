@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q
 # What torch and DeepSpeed compile on first use stays with its environment; they look for ninja on the PATH.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: quickstart digits test test-full lint types clean check-tools
+.PHONY: quickstart digits test test-full test-xxl lint types clean check-tools
 
 quickstart: $(VENV)/installed
 	@$(RUN) sctrain quickstart
@@ -21,6 +21,10 @@ test: $(VENV)/installed-dev
 
 test-full: $(VENV)/installed-dev
 	@$(RUN) pytest -q
+
+# One step of the largest network: an hour, 20 GB of memory, 50 GB of disk.
+test-xxl: $(VENV)/installed-dev
+	@$(RUN) pytest -q -s tests/system/xxl.py
 
 lint: $(VENV)/installed-dev
 	@$(BIN)/ruff check .

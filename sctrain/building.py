@@ -1,7 +1,6 @@
 """From a run description to its parts: data, model space, networks with their initial weights."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -9,19 +8,22 @@ from torch import Tensor, nn
 from data_pipeline import storage
 from data_pipeline.cache import CacheOptions
 from data_pipeline.description import DatasetDescription
+from data_pipeline.latents import CONVENTIONS
 from data_pipeline.loader import ShardedDataset, open_dataset
 from data_pipeline.storage import StorageSettings
 from models.execution import Execution
 from models.layers import Conditioning
 from models.registry import build_network
+from sctrain.blueprint import Blueprint, InitialValues, Values
 from sctrain.config.loading import difference
 from sctrain.config.objectives import Diffusion
 from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.errors import UserError
+from sctrain.latents import LatentSpace
 from sctrain.parameterization import Parameterization
 from sctrain.processes import ModelSpace
 from sctrain.runs import RunFolder, is_finished
-from sctrain.snapshots import load_weights, newest_images, snapshot_config
+from sctrain.snapshots import StoredWeights, newest_images, open_weights, snapshot_config
 
 # The weighting head belongs to one objective; another run starts with a fresh one (sCM section 4.2).
 _BELONGS_TO_THE_RUN = ("weighting.",)
@@ -39,7 +41,15 @@ def pinned(config: RunConfig) -> RunConfig:
         if source is not None and source.images is None:
             images = (saved.get(key) or {}).get("images") or newest_images(source.run)
             pins[key] = source.model_copy(update={"images": images})
-    return config.model_copy(update=pins)
+    carried = config.model_copy(update=pins)
+    return carried.model_copy(update={"licence": _licences(carried)})
+
+
+def _licences(config: RunConfig) -> str:
+    """Its own and those of the weights that it starts from or learns from: they hold for what is made of them."""
+    sources = [source for source in (config.teacher, config.start_from) if source is not None]
+    found = [config.licence, *(_described(source).licence for source in sources)]
+    return "; ".join(dict.fromkeys(part for text in found for part in text.split("; ") if part))
 
 
 def is_trained(config: RunConfig) -> bool:
@@ -67,28 +77,48 @@ def open_split(config: RunConfig) -> ShardedDataset:
 
 def model_space(config: RunConfig, data: DatasetDescription) -> ModelSpace:
     """Pixels, or latents as they are, to x of standard deviation sigma_data."""
+    _refuse_another_convention(config, data)
     for key in ("mean", "std"):
         if len(getattr(config.data, key)) not in (1, data.channels):
             raise UserError(
                 f"data.{key} has {len(getattr(config.data, key))} values for images of {data.channels} channels"
             )
-    unit = 255.0 if data.latents is None else 1.0
-    return ModelSpace(tuple(config.data.mean), tuple(config.data.std), config.sigma_data, unit)
+    at = (tuple(config.data.mean), tuple(config.data.std), config.sigma_data)
+    if data.latents is None:
+        return ModelSpace(*at)
+    return LatentSpace(*at, 1.0, config.data.vae, config.data.latents)
+
+
+def _refuse_another_convention(config: RunConfig, data: DatasetDescription) -> None:
+    """UserError unless the run takes the latents for what they are."""
+    stored = None if data.latents is None else data.latents.convention
+    theirs, ours = stored if stored in CONVENTIONS else None, config.data.latents
+    if theirs == ours:
+        return
+    if data.latents is None:
+        raise UserError(f"data.latents is {ours}, but {config.data.url} holds images: remove it, or prepare latents")
+    if theirs is None:
+        raise UserError(f"{config.data.url} holds latents of convention '{stored}', not {ours}: remove 'data.latents'")
+    raise UserError(
+        f"{config.data.url} holds latents of convention {theirs}, this run has data.latents "
+        f"{ours or 'none'}: set it to {theirs}, for the same image is another x"
+    )
+
+
+def blueprint(config: RunConfig, data: DatasetDescription) -> Blueprint:
+    """The configured network for these data, without weights."""
+    execution = Execution(config.compute.attention, config.compute.checkpointing, config.compute.compile)
+    shape, about = (data.channels, data.height, data.width), told(config, data)
+    try:
+        return Blueprint(lambda: build_network(config.network, *shape, about, execution))
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def fresh_network(config: RunConfig, data: DatasetDescription) -> nn.Module:
-    """The configured network for these data, with weights from the global random state."""
-    try:
-        return build_network(
-            config.network,
-            data.channels,
-            data.height,
-            data.width,
-            told(config, data),
-            Execution(config.compute.attention, config.compute.checkpointing, config.compute.compile),
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    """The configured network for these data, whole, with the initial weights of the run's seed."""
+    network = blueprint(config, data)
+    return network.whole(InitialValues(network, config.seed))
 
 
 def told(config: RunConfig, data: DatasetDescription) -> Conditioning:
@@ -104,7 +134,7 @@ def told(config: RunConfig, data: DatasetDescription) -> Conditioning:
 
 def parameterization(config: RunConfig) -> Parameterization:
     """How the output of this run's network becomes F."""
-    return Parameterization(config.sigma_data, config.noise_input, config.objective.anchor)
+    return Parameterization(config.sigma_data, config.noise_input, config.objective.anchor, config.network_output)
 
 
 def refuse_unfit_sources(config: RunConfig) -> None:
@@ -115,6 +145,7 @@ def refuse_unfit_sources(config: RunConfig) -> None:
     if start is None:
         return
     _refuse_another_input(config, start)
+    _refuse_other_latents(config, start, _described(start))
     _refuse_another_network(config, start)
     started = _described(start).objective.name
     if config.objective.name == "lcf" and started not in ("lcm", "lcf"):
@@ -140,6 +171,7 @@ def _refuse_as_teacher(config: RunConfig, source: WeightsFrom) -> None:
             f"{source.run} was trained with sigma_data {taught.sigma_data}, this run has {config.sigma_data}; "
             "set 'sigma_data' to the teacher's"
         )
+    _refuse_other_latents(config, source, taught)
     for key in ("mean", "std"):
         theirs, ours = (list(getattr(run.data, key)) for run in (taught, config))
         if (len(theirs) == len(ours) and theirs != ours) or {*theirs} != {*ours}:  # one value stands for all channels
@@ -150,11 +182,19 @@ def _refuse_as_teacher(config: RunConfig, source: WeightsFrom) -> None:
     _refuse_another_network(config, source)
 
 
+def _refuse_other_latents(config: RunConfig, source: WeightsFrom, theirs: RunConfig) -> None:
+    if theirs.data.latents != config.data.latents:
+        raise UserError(
+            f"{source.run} was trained on {theirs.data.latents or 'no'} latents, this run has "
+            f"data.latents {config.data.latents or 'none'}: use data and weights of one convention"
+        )
+
+
 def _refuse_another_network(config: RunConfig, source: WeightsFrom) -> None:
     """Not all options show in the shapes of weights: heads do not, nor does the embedding of time."""
     theirs, ours = asdict(_described(source).network), asdict(config.network)
     for key in ours | theirs:
-        if key != "dropout" and theirs.get(key) != ours.get(key):
+        if not key.startswith("dropout") and theirs.get(key) != ours.get(key):
             raise UserError(
                 f"{source.run} was trained with network.{key} {theirs.get(key)}, this run has {ours.get(key)}; "
                 "use the 'network' of that run"
@@ -162,19 +202,23 @@ def _refuse_another_network(config: RunConfig, source: WeightsFrom) -> None:
 
 
 def _refuse_another_input(config: RunConfig, source: WeightsFrom) -> None:
-    """UserError if the weights come from a network that is told another function of the noise."""
-    theirs = _described(source).noise_input
-    if theirs != config.noise_input:
-        raise UserError(
-            f"the network of {source.run} is told {theirs}: set 'noise_input' to {theirs}, or start from another"
-        )
+    """UserError if the weights come from a network that is told, or says, something else, and is not to relearn it."""
+    described = _described(source)
+    for key, does in (("noise_input", "is told"), ("network_output", "says the")):
+        theirs = getattr(described, key)
+        if theirs != getattr(config, key) and not source.relearns:
+            raise UserError(
+                f"the network of {source.run} {does} {theirs}: set '{key}' to {theirs}, start from another, or let it "
+                "learn the change with 'start_from.relearns' true"
+            )
 
 
-def teacher_network(config: RunConfig, data: DatasetDescription) -> nn.Module:
+def teacher_network(config: RunConfig, data: DatasetDescription) -> tuple[Blueprint, Values]:
     """The teacher of a distillation."""
     source = config.teacher
     assert source is not None, "asked for by its method"
-    return trained_network(config.model_copy(update={"objective": _described(source).objective}), data, source)
+    network = blueprint(config.model_copy(update={"objective": _described(source).objective}), data)
+    return network, _fitting(network, snapshot_weights(source), source.run)
 
 
 def teacher_parameterization(config: RunConfig) -> Parameterization:
@@ -185,36 +229,51 @@ def teacher_parameterization(config: RunConfig) -> Parameterization:
 
 
 def trained_network(config: RunConfig, data: DatasetDescription, source: WeightsFrom) -> nn.Module:
-    """A network with the EMA weights of another run; its shape must be this run's."""
-    network = fresh_network(config, data)
-    load_into(network, snapshot_weights(source), source.run)
-    return network
+    """A network with the EMA weights of another run, whole; its shape must be this run's."""
+    network = blueprint(config, data)
+    return network.whole(_fitting(network, snapshot_weights(source), source.run))
 
 
-def snapshot_weights(source: WeightsFrom) -> dict[str, Tensor]:
+def snapshot_weights(source: WeightsFrom) -> StoredWeights:
     """EMA weights by parameter name."""
-    return load_weights(RunFolder(Path(source.run)).snapshots, source.images, source.ema)
+    return open_weights(RunFolder(Path(source.run)).snapshots, source.images, source.ema)
 
 
-def load_into(network: nn.Module, weights: Mapping[str, Tensor], origin: Path, *, as_a_start: bool = False) -> None:
-    """Copy weights by name; UserError names the first parameter that is missing or of another shape.
+def first_values(config: RunConfig, network: Blueprint) -> Values:
+    """What the weights of a run are at first: drawn, or those of another run as far as it has them."""
+    fresh, source = InitialValues(network, config.seed), start_weights(config)
+    if source is None:
+        return fresh
+    weights = snapshot_weights(source)
+    names = network.shapes.keys() | weights.shapes.keys()
+    new = {n for n in names if n.startswith(_MAY_BE_NEW) and (n in network.shapes) != (n in weights.shapes)}
+    new |= {name for name in names if name.startswith(_BELONGS_TO_THE_RUN)}
+    return _Mixed(new, fresh, _fitting(network, weights, source.run, but=new))
 
-    As the start of another run they leave fresh what belongs to one run alone, and what only one of the two is told.
-    """
-    own = network.state_dict()
-    names = own.keys() | weights.keys()
-    if as_a_start:
-        new = {name for name in names if name.startswith(_MAY_BE_NEW) and (name in own) != (name in weights)}
-        names = {name for name in names - new if not name.startswith(_BELONGS_TO_THE_RUN)}
-    for name in sorted(names):
-        ours, theirs = own.get(name), weights.get(name)
-        if ours is None or theirs is None or ours.shape != theirs.shape:
-            shapes = " and ".join("absent" if w is None else str(tuple(w.shape)) for w in (ours, theirs))
+
+@dataclass(frozen=True)
+class _Mixed:
+    """Some weights fresh, the others those of another run."""
+
+    new: set[str]
+    fresh: Values
+    stored: Values
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        return (self.fresh if name in self.new else self.stored).read(name, start, stop)
+
+
+def _fitting(network: Blueprint, weights: StoredWeights, origin: Path, but: set[str] = frozenset()) -> StoredWeights:  # pyright: ignore[reportArgumentType]
+    """The same weights; UserError names the first parameter that is missing or of another shape."""
+    for name in sorted((network.shapes.keys() | weights.shapes.keys()) - but):
+        ours, theirs = network.shapes.get(name), weights.shapes.get(name)
+        if ours is None or theirs is None or ours != theirs:
+            shapes = " and ".join("absent" if shape is None else str(shape) for shape in (ours, theirs))
             raise UserError(
                 f"{origin}: parameter {name} is {shapes} here and there; "
                 "use the 'network' of that run, and images of as many channels and classes"
             )
-    network.load_state_dict({name: weights[name] for name in names}, strict=False)
+    return weights
 
 
 def start_weights(config: RunConfig) -> WeightsFrom | None:

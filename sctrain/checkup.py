@@ -11,7 +11,6 @@ from sctrain.objectives.base import Progress
 from sctrain.parts import Parts
 from sctrain.runs import RunFolder
 from sctrain.zero.checkpoint import latest
-from sctrain.zero.ema import ShardedPowerEma
 from sctrain.zero.state import load_state
 from sctrain.zero.world import World
 
@@ -24,7 +23,7 @@ def check_tangents(config: RunConfig, verdict_file: Path) -> None:
         path, images = latest(RunFolder(config.run_dir).checkpoints), 0
         if path is not None:
             shards = parts.student.shards
-            followers = [ShardedPowerEma(shards, config.ema.widths), *filter(None, [parts.target])]
+            followers = [parts.power_ema(), *filter(None, [parts.target])]
             images = load_state(path, shards, followers)["images"]
         with parts.batches(images) as batches:
             draws = parts.draw(next(batches), Progress(images, config.budget_images))

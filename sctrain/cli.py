@@ -33,6 +33,7 @@ _STUDENTS = ("sct", "scd", "scd-guided")
 _ENGINES = ("single_pass", "two_pass", "finite_difference")
 _SAMPLERS = ("consistency", "jumps", "heun", "euler", "dpm")
 _ATTENTION = ("reference", "blocked", "triton")
+_MODULES = {"import": "import_published", "verify-published": "verify_published"}  # where not the command's name
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
 
 
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     try:
         args = parse(argv)
-        return importlib.import_module(f"sctrain.commands.{args.command}").run(args)
+        module = _MODULES.get(args.command, args.command)
+        return importlib.import_module(f"sctrain.commands.{module}").run(args)
     finally:
         sys.stdout.flush()  # an end of its reader is met here, and not when the interpreter ends
 
@@ -169,6 +171,7 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--class", type=int, dest="label", metavar="CLASS", help="one class only")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance (default: the run's scale; 1: none)")
     parser.add_argument("--ema", type=float, help="relative EMA width (default: the run's first to be scored)")
+    parser.add_argument("--vae", type=Path, metavar="FOLDER", help="auto-encoder that decodes latents (or data.vae)")
     parser.add_argument("--out", type=Path, default=Path("grid.png"), help="image file (default: grid.png)")
 
 
@@ -204,6 +207,27 @@ def _edit(parser: argparse.ArgumentParser) -> None:
         kind.add_argument("--ema", type=float, help="relative EMA width (default: the run's first to be scored)")
         kind.add_argument("--out", type=Path, default=Path("edited.png"), help="PNG file (default: edited.png)")
         kind.add_argument("--save-each", action="store_true", help="the single results beside it, as OUT-0.png ...")
+
+
+def _import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", type=Path, help=".pkl of EDM or EDM2, .pt of OpenAI's, .safetensors, diffusers folder"
+    )
+    parser.add_argument("--to", type=Path, required=True, metavar="RUN", help="run folder to write")
+    parser.add_argument("--data", required=True, metavar="URL", help="data set of the same shape and classes")
+    parser.add_argument("--network", metavar="YAML", help="where the file does not say: '{name: adm, channels: 64}'")
+    parser.add_argument("--objective", choices=("edm", "trigflow", "cd", "ct", "sct", "scd"), help="it was trained by")
+    parser.add_argument("--key", default="ema", help="which network of a pickle (default: ema)")
+    parser.add_argument("--licence", help="of the weights (default: as their publisher says)")
+
+
+def _verify_published(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="published weights, statistics and Inception")
+    parser.add_argument("--samples", type=count, default=50_000, help="images per figure (default: 50000)")
+    parser.add_argument("--batch", type=count, default=64, help="images at once (default: 64)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", metavar="TEXT", help="entries whose file name has this in it")
+    parser.add_argument("--json", action="store_true", help="a list of rows instead of a table")
 
 
 def _times(parser: argparse.ArgumentParser) -> None:
@@ -314,6 +338,10 @@ def _quickstart(parser: argparse.ArgumentParser) -> None:
     _add_overrides(parser)
 
 
+def _models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="a list of objects instead of a table")
+
+
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "prepare": ("write a data set as shards and train its evaluation classifier", _prepare),
     "data": ("describe, verify or show a data set", _data),
@@ -321,10 +349,13 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "evaluate": ("score the published snapshots of a run", _evaluate),
     "sample": ("draw images from the newest snapshot of a run", _sample),
     "edit": ("fill in, colour, sharpen or denoise your pictures with a consistency model", _edit),
+    "import": ("make a run of published weights, running nothing of theirs", _import),
+    "verify-published": ("draw and score published weights against the published figures", _verify_published),
     "times": ("search the best times for a student's several steps", _times),
     "doctor": ("check this machine, and a run description with its tangents if one is given", _doctor),
     "bench": ("measure what training and sampling cost here", _bench),
     "sweep": ("train one description with several values of its keys, and compare", _sweep),
+    "models": ("list the networks by name: parameters, multiply-adds, what they take", _models),
     "smoke": ("shrink recipes and run them through train, resume and sample on the CPU", _smoke),
     "plot": ("draw the schedules of a run description", _plot),
     "report": ("write report.html and figures.json about finished runs", _report),

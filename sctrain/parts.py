@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
+from data_pipeline.allocator import keep_freed_memory
 from data_pipeline.loader import Batch as RawBatch
 from data_pipeline.loader import BatchStream, ReadOptions, stream
 from models.attention import chosen_backend
@@ -15,6 +17,7 @@ from models.discriminator import Discriminator
 from models.tangent.engines import tangent_engine
 from models.tangent.recorded import recorded
 from sctrain import building
+from sctrain.blueprint import Blueprint
 from sctrain.config.deepspeed import deepspeed_config, derive_batch
 from sctrain.config.objectives import Adversary as AdversaryConfig
 from sctrain.config.objectives import TrajectoryObjective
@@ -25,9 +28,14 @@ from sctrain.objectives.drawing import Data
 from sctrain.objectives.flow import AlongTrajectory
 from sctrain.parameterization import Network
 from sctrain.randomness import Purpose, SampleGenerator
+from sctrain.runs import RunFolder
 from sctrain.self_check import Arguments, Verdict, verify
+from sctrain.zero.construction import lay_out, partitioned
+from sctrain.zero.ema import ShardedPowerEma
 from sctrain.zero.engine import ExactNetwork, FrozenEngine, StudentEngine
+from sctrain.zero.memory import Memories
 from sctrain.zero.target import TargetNetwork
+from sctrain.zero.weight_norm import ForcedWeightNorm
 from sctrain.zero.world import World
 
 
@@ -43,25 +51,28 @@ class Parts:
         known = Data(config.sigma_data, len(data.classes))
         self.objective = build_objective(config.objective, known, data.shape, self.space)
         self._as_F = building.parameterization(config).of
+        self.memories = Memories(config.offload, RunFolder(config.run_dir).offload)
         self.student, self.target, networks = self._engines()
         self.adversary = self._adversary()
+        if world.device.type == "cpu" and config.offload.optimizer != "disk":  # there memory is what lacks
+            keep_freed_memory()  # now: the blocks that construction leaves are not those that training asks for
         self.networks = replace(networks, adversary=self.adversary and Adversary(self.adversary.module, self.adversary))
 
     def _engines(self) -> tuple[StudentEngine, TargetNetwork | None, Networks]:
         """The student, its target network and, for a distillation, its teacher: engines of their own."""
         config, data = self.config, self.dataset.description
-        zero = deepspeed_config(config, self.world.size)
-        torch.manual_seed(config.seed)  # the same fresh weights on every rank
-        network = building.fresh_network(config, data)
-        source = building.start_weights(config)
-        if source is not None:
-            weights = building.snapshot_weights(source)
-            building.load_into(network, weights, source.run, as_a_start=True)
-        student, target = StudentEngine(network, config.optimizer, zero), None
+        zero = deepspeed_config(config, self.world.size, gpu=self.world.device.type == "cuda")
+        self._blueprint = building.blueprint(config, data)
+        first = building.first_values(config, self._blueprint)
+        laid_out = self._laid_out(self._blueprint, zero, trained=True)
+        student = StudentEngine(laid_out, config.optimizer, zero, self.memories.optimizer)
+        student.shards.fill(first)
+        ForcedWeightNorm(student.shards, laid_out).apply()
+        target = None
         if config.objective.has_target:
             target = TargetNetwork(
                 student.shards,
-                building.fresh_network(config, data),
+                self._laid_out(self._blueprint, partitioned(zero)),
                 zero,
                 self.world.device,
                 shares_masks=not config.objective.target_teaches,
@@ -78,8 +89,17 @@ class Parts:
         config = self.config
         if config.teacher is None or config.objective.target_teaches:
             return None
-        engine = FrozenEngine(building.teacher_network(config, self.dataset.description), zero, self.world.device)
+        blueprint, weights = building.teacher_network(config, self.dataset.description)
+        engine = FrozenEngine(self._laid_out(blueprint, zero), zero, self.world.device)
+        engine.fill(weights)
         return building.teacher_parameterization(config).of(engine)
+
+    def power_ema(self) -> ShardedPowerEma:
+        """EMA tracks of the run's widths that follow the student from now on."""
+        return ShardedPowerEma(self.student.shards, self.config.ema.widths, self.memories.ema)
+
+    def _laid_out(self, blueprint: Blueprint, zero: dict[str, Any], *, trained: bool = False) -> nn.Module:
+        return lay_out(blueprint, zero, self.world.device, trained=trained)
 
     @property
     def _about_adversary(self) -> AdversaryConfig | None:
@@ -167,6 +187,4 @@ class Parts:
             return verify(self.networks.tangent, running, wide, exact.module, arguments, self.world)
 
     def _in_float32(self) -> AbstractContextManager[ExactNetwork]:
-        return self.student.in_float32(
-            lambda: building.fresh_network(self.config, self.dataset.description), self.world.device
-        )
+        return self.student.in_float32(lambda zero: self._laid_out(self._blueprint, zero), self.world.device)

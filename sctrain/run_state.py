@@ -21,6 +21,7 @@ from sctrain.runs import RunFolder, image_count_name, numbered
 from sctrain.snapshots import publish
 from sctrain.zero.checkpoint import Checkpointer, latest, read_record
 from sctrain.zero.ema import ShardedPowerEma
+from sctrain.zero.memory import Memory
 from sctrain.zero.shards import Shards
 from sctrain.zero.state import load_state, save_state
 from sctrain.zero.target import TargetNetwork
@@ -86,7 +87,9 @@ class RunState:
         ema: ShardedPowerEma,
         target: TargetNetwork | None,
         adversary: Shards | None = None,
+        memory: Memory | None = None,
     ):
+        """`memory` is relieved of what checkpoints touch."""
         self.config, self.world, self.shards, self.ema = config, world, shards, ema
         self._followers, self._adversary = [ema] if target is None else [ema, target], adversary
         self.folder = RunFolder(config.run_dir)
@@ -95,8 +98,14 @@ class RunState:
         self.stall_seconds = 0.0  # how long checkpoints have held training up
         self._lock = lock
         self._wall_before = _wall_seconds(self.folder)
+        self._memory = memory
         self._checkpoints = Checkpointer(
-            self.folder.checkpoints, config.cadence.keep_checkpoints, world.rank, world.size
+            self.folder.checkpoints,
+            config.cadence.keep_checkpoints,
+            world.rank,
+            world.size,
+            copies=config.offload.checkpoint_copy,
+            memory=memory,
         )
 
     def resume(self) -> Record:
@@ -109,7 +118,7 @@ class RunState:
                     f"{path} was trained on other data than {self.config.data.url} holds now: restore the data, "
                     f"or choose another run_dir"
                 )
-            load_state(path, self.shards, self._followers, self._adversary)
+            load_state(path, self.shards, self._followers, self._adversary, self._memory)
             record = self._as_rolled_back(Record.from_json(stored))
         if self.world.is_main:
             self._begin(record)
@@ -165,7 +174,8 @@ class RunState:
             return
         tracks = {width: self.ema.gather(width) for width in self.config.ema.widths}
         if self.world.is_main:
-            publish(self.folder.snapshots, images, tracks, self.config.model_dump(mode="json"))
+            shapes = {shard.name: shard.shape for shard in self.shards}
+            publish(self.folder.snapshots, images, tracks, self.config.model_dump(mode="json"), shapes)
         else:
             for track in tracks.values():  # gathering takes every rank
                 for _ in track:

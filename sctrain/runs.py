@@ -22,6 +22,7 @@ class RunFolder:
       snapshots/000000032768/     EMA weights for readers; complete or absent
       evaluations/000000032768/   claim, metrics.json, grids of one snapshot
       tensorboard/                train, evaluation
+      offload/                    looks empty: what training keeps on the disk has no names
     """
 
     root: Path
@@ -45,6 +46,10 @@ class RunFolder:
     @property
     def rollback(self) -> Path:
         return self.root / "rollback.json"
+
+    @property
+    def offload(self) -> Path:
+        return self.root / "offload"
 
     @property
     def checkpoints(self) -> Path:

@@ -7,54 +7,58 @@ A snapshot is complete and verified, or it does not exist. Widths that were not 
 all tracks stored so far (EDM2 section 3.2).
 """
 
+import itertools
+import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.power_ema import gamma_from_width, posthoc_coefficients, unexplained
 from sctrain.runs import RunFolder, image_count_name, numbered
-from sctrain.sealed_folder import describe_file, flush, partial_folder, read_manifest, seal, verified
+from sctrain.sealed_folder import partial_folder, read_manifest, seal, verified
+from sctrain.tensor_file import TensorFile, write_tensors
 
 MAX_UNEXPLAINED = 0.1  # of the profile's energy
 NEGLIGIBLE = 1e-9  # coefficients below it change no fp32 weight, and need no reading
 
 
 def publish(
-    folder: Path, images: int, tracks: Mapping[float, Iterable[tuple[str, Tensor]]], config: dict[str, Any]
+    folder: Path,
+    images: int,
+    tracks: Mapping[float, Iterable[tuple[str, Tensor]]],
+    config: dict[str, Any],
+    shapes: Mapping[str, Sequence[int]],
 ) -> Path:
     """Store the tracks after `images` > 0 images, and return their folder; UserError if it cannot be written.
 
-    `tracks` holds whole tensors by parameter name for each relative width. They are consumed one track at a time, and
-    always, since gathering them takes the other ranks too. A snapshot that was published before a resume stays.
-    `config` is the resolved run description, JSON.
+    `tracks` holds, for each relative width, whole tensors by parameter name in the order of `shapes`. They are consumed
+    one tensor at a time, and always, since gathering them takes the other ranks too. A snapshot that was published
+    before a resume stays. `config` is the resolved run description, JSON.
     """
     assert images > 0, "a power-function average needs a history"
     final = folder / image_count_name(images)
-    partial, manifest = partial_folder(final), {"images": images, "widths": list(tracks), "config": config}
+    partial, files, left = partial_folder(final), {}, {width: iter(track) for width, track in tracks.items()}
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        for width, track in tracks.items():
-            tensors = dict(track)
-            save_file(tensors, partial / _file_name(width))
-            flush(partial / _file_name(width))
-            manifest["tensors"] = {name: list(tensor.shape) for name, tensor in tensors.items()}
-        manifest["files"] = {name: describe_file(partial / name) for name in map(_file_name, tracks)}
+        for width, track in left.items():
+            files[_file_name(width)] = write_tensors(partial / _file_name(width), shapes, track)
         if final.exists():
             shutil.rmtree(partial)
         else:
-            seal(final, manifest)
-    except (OSError, SafetensorError) as error:
+            content = {"images": images, "widths": list(tracks), "config": config, "files": files}
+            seal(final, content | {"tensors": {name: list(shape) for name, shape in shapes.items()}})
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
+        for _ in itertools.chain.from_iterable(left.values()):
+            pass
         mend = "make room or allow writing there, then repeat the command"
         raise UserError(f"{final} could not be written ({error}): {mend}") from error
     return final
@@ -92,8 +96,27 @@ def snapshot_config(run: Path, images: int) -> RunConfig:
         ) from error
 
 
-def load_weights(folder: Path, images: int | None, width: float) -> dict[str, Tensor]:
-    """EMA weights by parameter name, fp32 on the CPU, of the snapshot at `images` (None: the newest).
+class StoredWeights:
+    """EMA weights of one width in published snapshots: a weighted sum of stored tracks, read piece by piece."""
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]], terms: Sequence[tuple[float, Path]]):
+        """`terms` are (weight, verified file)."""
+        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        self._terms = [(weight, TensorFile(path)) for weight, path in terms]
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """(stop - start,) float32 on the CPU: that interval of the flattened parameter, summed in float64."""
+        (first, file), *others = self._terms
+        if first == 1 and not others:
+            return file.read(name, start, stop)
+        total = torch.zeros(stop - start, dtype=torch.float64)
+        for weight, file in self._terms:
+            total.add_(file.read(name, start, stop), alpha=weight)
+        return total.float()
+
+
+def open_weights(folder: Path, images: int | None, width: float) -> StoredWeights:
+    """EMA weights of the snapshot at `images` (None: the newest).
 
     A relative width in (0, 0.288) that is not a track of the snapshot is reconstructed from all snapshots up to it.
     UserError if there is no such snapshot, or a file is missing or corrupt.
@@ -101,8 +124,15 @@ def load_weights(folder: Path, images: int | None, width: float) -> dict[str, Te
     history = _history(folder, images)
     target, manifest = history[-1]
     if width in manifest["widths"]:
-        return load_file(verified(target, _file_name(width), manifest, _mend(target)))
+        file = verified(target, _file_name(width), manifest, _mend(target))
+        return StoredWeights(manifest["tensors"], [(1.0, file)])
     return _reconstruct(history, width)
+
+
+def load_weights(folder: Path, images: int | None, width: float) -> dict[str, Tensor]:
+    """All of `open_weights` at once: whole tensors by parameter name."""
+    weights = open_weights(folder, images, width)
+    return {name: weights.read(name, 0, math.prod(shape)).view(shape) for name, shape in weights.shapes.items()}
 
 
 def _history(folder: Path, images: int | None) -> list[tuple[Path, dict[str, Any]]]:
@@ -117,8 +147,8 @@ def _history(folder: Path, images: int | None) -> list[tuple[Path, dict[str, Any
     return [(path, read_manifest(path, _mend(path))) for path in chosen]
 
 
-def _reconstruct(history: list[tuple[Path, dict[str, Any]]], width: float) -> dict[str, Tensor]:
-    """Weighted sum of stored tracks in float64, one file in memory at a time."""
+def _reconstruct(history: list[tuple[Path, dict[str, Any]]], width: float) -> StoredWeights:
+    """The weighted sum of stored tracks that lies nearest to the width."""
     tracks = [(path, manifest, stored) for path, manifest in history for stored in manifest["widths"]]
     stored = [(manifest["images"], gamma_from_width(track)) for _, manifest, track in tracks]
     target, newest_manifest = history[-1]
@@ -130,16 +160,13 @@ def _reconstruct(history: list[tuple[Path, dict[str, Any]]], width: float) -> di
             f"{target.parent} cannot give an EMA of width {width:g}: its snapshots miss {missed:.0%} of that profile; "
             f"choose a width near {newest_manifest['widths']}, or publish more snapshots"
         )
-    shapes = newest_manifest["tensors"]
-    total = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    shapes, terms = newest_manifest["tensors"], []
     for (path, manifest, track), coefficient in zip(tracks, coefficients, strict=True):
         if manifest["tensors"] != shapes:
             raise UserError(f"{path} and {target} are of different networks: move the one of another run away")
         if abs(coefficient) > NEGLIGIBLE:
-            file = verified(path, _file_name(track), manifest, _mend(path))
-            for name, tensor in load_file(file).items():
-                total[name].add_(tensor, alpha=coefficient)
-    return {name: tensor.float() for name, tensor in total.items()}
+            terms.append((coefficient, verified(path, _file_name(track), manifest, _mend(path))))
+    return StoredWeights(shapes, terms)
 
 
 def _mend(path: Path) -> str:

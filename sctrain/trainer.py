@@ -15,8 +15,8 @@ from sctrain.reporting.scalars import ScalarWriter
 from sctrain.run_state import RunState, claim_folder
 from sctrain.schedules import learning_rate
 from sctrain.signals import StopRequest
-from sctrain.zero.ema import ShardedPowerEma
 from sctrain.zero.engine import StepResult
+from sctrain.zero.weight_norm import ForcedWeightNorm
 from sctrain.zero.world import World
 
 EXIT_STOPPED = 75  # by a signal, after a checkpoint: the same command goes on
@@ -41,15 +41,25 @@ class Trainer:
         lock = claim_folder(config, world)
         self.parts = Parts(config, world)
         self.student = self.parts.student
-        self.ema = ShardedPowerEma(self.student.shards, config.ema.widths)
+        self.weight_norm = ForcedWeightNorm(self.student.shards, self.student.module)
+        self.ema = self.parts.power_ema()
         self.monitor = Monitor(world)
         fingerprint = self.parts.dataset.index.fingerprint
         adversary = self.parts.adversary and self.parts.adversary.shards
         self.state = RunState(
-            config, world, lock, fingerprint, self.student.shards, self.ema, self.parts.target, adversary
+            config,
+            world,
+            lock,
+            fingerprint,
+            self.student.shards,
+            self.ema,
+            self.parts.target,
+            adversary,
+            self.parts.memories.all,
         )
         self.record = self.state.resume()
-        self.tangents_unverified, self.look_again = self.parts.has_tangents(), False
+        self.tangents_unverified = self.parts.has_tangents() and config.guard.check_tangents
+        self.look_again = False
         self._open()
 
     def _open(self) -> None:
@@ -82,7 +92,7 @@ class Trainer:
         return 0
 
     def step(self) -> None:
-        """One optimizer step: fetch -> objective -> backward -> step -> EMA -> report."""
+        """One optimizer step: fetch -> objective -> backward -> step -> weight norm -> EMA -> report."""
         progress, size = Progress(self.images, self.config.budget_images), self.config.batch.global_size
         rate = learning_rate(self.config.optimizer, self.images + size // 2, self.config.budget_images)
         result = None
@@ -101,6 +111,7 @@ class Trainer:
             size, result.grad_norm, applied=result.applied, spike=spike, window=self.config.guard.spike_window
         )
         if result.applied:
+            self.weight_norm.apply()
             self.ema.update(before, self.images)
         after = Progress(self.images, self.config.budget_images)
         self.parts.update_target(progress, after, applied=result.applied)

@@ -176,6 +176,11 @@ def _exp(out: Tensor, x: Dual) -> Tensor:
     return x.tangent * out
 
 
+@tangent_rule("clamp", "clip")
+def _clamp(out: Tensor, x: Dual, *_, **__) -> Tensor:
+    return x.tangent * (out == x.value)
+
+
 @tangent_rule("softmax")
 def _softmax(out: Tensor, x: Dual, dim: int, *_, **__) -> Tensor:
     wide = out.to(x.tangent.dtype)

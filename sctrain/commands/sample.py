@@ -16,6 +16,8 @@ def run(args: argparse.Namespace) -> int:
     """By the sampler that fits the run: see `sctrain.evaluation.method`."""
     images = newest_images(args.run)
     config = snapshot_config(args.run, images)
+    if args.vae is not None and config.data.latents is None:
+        raise UserError(f"{args.run} draws images, not latents of a published convention: remove --vae")
     if args.count < 1:
         raise UserError("--count must be at least 1")
     method = chosen(
@@ -25,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     if args.label is not None and not 0 <= args.label < num_classes:
         raise UserError(f"--class {args.label} is not one of the {num_classes} classes, 0 to {num_classes - 1}")
     picture_file("--out", args.out, PIXELS)
-    generator = Generator.of(args.run, images, ema_width(config, args.ema), device(), args.guidance)
+    generator = Generator.of(args.run, images, ema_width(config, args.ema), device(), args.guidance, args.vae)
     drawn = generator.draw(method, args.seed, args.count, args.label)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     image_grid(generator.space.to_pixels(drawn.x)).save(args.out)

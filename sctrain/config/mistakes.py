@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from models.registry import UNNAMED
 from sctrain.config.schema import RunConfig
 from sctrain.config.yaml_text import Document, Key
 
@@ -56,7 +57,7 @@ def _key(location: tuple[int | str, ...], values: Any) -> Key:
     """The location in an error without the tags that pydantic inserts where a union is told apart by `name`."""
     key: list[str] = []
     for part in location:
-        if isinstance(values, dict) and part not in values and part == values.get("name"):
+        if isinstance(values, dict) and part not in values and part == values.get("name", UNNAMED):
             continue
         key.append(str(part))
         values = values.get(part) if isinstance(values, dict) else None

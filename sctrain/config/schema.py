@@ -7,14 +7,24 @@ so a change of batch size or a slow machine changes nothing else.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
+from data_pipeline.latents import CONVENTIONS, ConventionName
 from models.attention import Backend
-from models.registry import NetworkOptions
+from models.registry import UNNAMED, NetworkOptions
 from sctrain.config.base import Fraction, Images, NotNegative, Positive, Share, Strict, Width
 from sctrain.config.objectives import Objective
+from sctrain.parameterization import NetworkOutput, NoiseInput
+
+
+def _named(network: Any) -> Any:
+    """A mapping without a name is the first family's."""
+    return {"name": UNNAMED, **network} if isinstance(network, dict) else network
+
+
+Network = Annotated[Annotated[NetworkOptions, Field(discriminator="name")], BeforeValidator(_named)]
 
 
 class StorageConfig(Strict):
@@ -32,6 +42,8 @@ class DataConfig(Strict):
     split: str = "train"
     mean: tuple[float, ...] = (0.5,)  # per channel, or one for all; pixels scaled to [0, 1]
     std: tuple[Positive, ...] = (0.25,)  # 0.5 and 0.25 give the usual [-1, 1] where sigma_data is 0.5
+    latents: ConventionName | None = None  # the published convention of latents; gives mean and std
+    vae: Path | None = None  # folder of the auto-encoder that turns drawn latents into pictures
     workers: Annotated[int, Field(ge=0)] = 0  # processes per rank; 0 prefetches in a thread
     prefetch_batches: Annotated[int, Field(ge=1)] = 4
     shuffle_window: Annotated[int, Field(ge=1)] = 65_536  # samples over which neighbours are spread
@@ -42,6 +54,22 @@ class DataConfig(Strict):
     max_corrupt_share: Share = 0.001  # of the samples read: so many are replaced if damaged, more stop the run
     on_lost_shard: Literal["stop", "replace"] = "stop"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_convention(cls, values: Any) -> Any:
+        """Mean and std of the named convention, where they are not given."""
+        known = CONVENTIONS.get(str(values.get("latents"))) if isinstance(values, dict) else None
+        return values if known is None else {"mean": known.mean, "std": known.std, **values}
+
+    @model_validator(mode="after")
+    def _keep_the_convention(self) -> Self:
+        if self.latents is not None:
+            for key in ("mean", "std"):
+                theirs, ours = getattr(CONVENTIONS[self.latents], key), getattr(self, key)
+                if theirs != ours:
+                    raise ValueError(f"{key} {list(ours)} is not that of latents {self.latents}; remove it")
+        return self
+
 
 class WeightsFrom(Strict):
     """Weights out of the published snapshots of another run."""
@@ -49,6 +77,7 @@ class WeightsFrom(Strict):
     run: Path
     images: Images | None = None  # which snapshot; None is the newest
     ema: Width  # reconstructed post hoc if not a track
+    relearns: bool = False  # of start_from: the network was told, or said, something else; training has to change that
 
 
 class BatchConfig(Strict):
@@ -95,6 +124,7 @@ class GuardConfig(Strict):
     spike_window: Annotated[int, Field(ge=16)] = 256  # steps whose median norm counts, and among which spikes do
     spikes_before_rollback: Annotated[int, Field(ge=0)] = 5  # within the window; 0 never goes back
     max_rollbacks: Annotated[int, Field(ge=0)] = 3  # to the last checkpoint, and past the samples since
+    check_tangents: bool = True  # at the start: ten evaluations of the network, whose layers' outputs are all kept
     tangent_error: Positive = 0.01  # of a block's tangent against central differences, at the start
     precision_error: Positive = 0.1  # of the running precision's tangent against float32, at the start
 
@@ -126,6 +156,19 @@ class ComputeConfig(Strict):
     compile: bool = False  # torch.compile for blocks without tangents: the teacher, diffusion; with ZeRO-0 only
 
 
+Place = Literal["device", "cpu", "disk"]
+
+
+class OffloadConfig(Strict):
+    """Where training keeps what a forward does not need. Arithmetic stays what it is; a step waits for the disk."""
+
+    # Gradients, moments, and masters that are not the weights themselves; elsewhere than on the device in ZeRO-3 only.
+    optimizer: Place = "device"
+    ema: Place = "device"  # the tracks
+    folder: Path | None = None  # on a fast disk of each machine; None: `offload` in run_dir
+    checkpoint_copy: bool = True  # false: training waits for checkpoints, which take no second copy of the state
+
+
 class RuntimeConfig(Strict):
     """How a run sits on the machine."""
 
@@ -141,9 +184,11 @@ class RunConfig(Strict):
     run_dir: Path
     seed: int = 0
     sigma_data: Positive = 0.5
-    noise_input: Literal["t", "log_sigma"] = "t"  # what the network is told: log_sigma is EDM's ln(sigma) / 4
+    noise_input: NoiseInput = "t"  # what the network is told: log_sigma is EDM's ln(sigma) / 4; vp, ddpm: steps to 999
+    network_output: NetworkOutput = "velocity"  # or noise: what the network says of its input (imported ones)
+    licence: str = ""  # of weights and data that came from elsewhere, for the model card
     data: DataConfig
-    network: NetworkOptions
+    network: Network
     objective: Objective
     teacher: WeightsFrom | None = None  # needed by distillations
     start_from: WeightsFrom | None = None  # initial weights; None: fresh, but a distillation starts from its teacher
@@ -156,5 +201,6 @@ class RunConfig(Strict):
     cadence: CadenceConfig = CadenceConfig()
     guard: GuardConfig = GuardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    offload: OffloadConfig = OffloadConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)  # passed through; what our keys decide is refused here

@@ -61,13 +61,22 @@ class Generator:
     guidance: float
 
     @staticmethod
-    def of(run: Path, images: int, ema: float, device: torch.device, guidance: float | None = None) -> "Generator":
+    def of(
+        run: Path,
+        images: int,
+        ema: float,
+        device: torch.device,
+        guidance: float | None = None,
+        vae: Path | None = None,
+    ) -> "Generator":
         """The EMA of relative width `ema` of the snapshot at `images`; UserError if it cannot be guided as asked.
 
-        None is the scale of guidance that the run is evaluated with.
+        None is the scale of guidance that the run is evaluated with, and the folder of the decoder that it names.
         """
         config = snapshot_config(run, images)
         use_storage(config)
+        if vae is not None:
+            config = config.model_copy(update={"data": config.data.model_copy(update={"vae": vae})})
         scale = guidance_scale(run, config, guidance)
         about = read_description(config.data.url)
         network = trained_network(config, about, WeightsFrom(run=run, images=images, ema=ema))
@@ -77,10 +86,10 @@ class Generator:
     def space(self) -> ModelSpace:
         return model_space(self.config, self.about)
 
-    def draw(self, method: Method, seed: int, count: int, label: int | None = None) -> Drawn:
-        """Images number 0 to count - 1 of `seed`; of balanced classes, or all of class `label`."""
+    def draw(self, method: Method, seed: int, count: int, label: int | None = None, first: int = 0) -> Drawn:
+        """Images number `first` to first + count - 1 of `seed`; of balanced classes, or all of class `label`."""
         start = time.perf_counter()
-        batches = torch.arange(count).split(self.config.evaluation.batch)
+        batches = torch.arange(first, first + count).split(self.config.evaluation.batch)
         calls: list[int] = []
         counting = self.network.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
         x = torch.cat([self._batch(method, seed, indices, label).float().cpu() for indices in batches])

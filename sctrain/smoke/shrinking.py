@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from models.dit import DiTOptions
-from models.registry import NetworkOptions
+from models.edm2_options import EDM2Options
+from models.registry import FreeOptions, NetworkOptions, free_form
+from models.unet_options import ADMOptions, UNetOptions
 from sctrain.config.objectives import Method
 from sctrain.config.schema import BatchConfig, CadenceConfig, DataConfig, OptimizerConfig, RunConfig, WeightsFrom
 
@@ -42,11 +44,17 @@ def shrunk(config: RunConfig, data: str, runs: Path, sources: dict[str, WeightsF
     return config.model_copy(update=changes)
 
 
-def shrunk_network(options: NetworkOptions) -> NetworkOptions:
+def shrunk_network(options: NetworkOptions) -> FreeOptions:
     """A small member of the same family, with the same dropout and embedding of time."""
-    match options:
-        case DiTOptions():
-            return replace(options, width=32, depth=2, heads=2, patch_size=min(options.patch_size, 2))
+    match free_form(options):
+        case DiTOptions() as dit:
+            return replace(dit, width=32, depth=2, heads=2, patch_size=min(dit.patch_size, 2))
+        case EDM2Options() as edm2:
+            return replace(edm2, channels=16, multipliers=(1, 2), blocks=1, attention=(8, 4), head_channels=16)
+        case UNetOptions() as unet:
+            return replace(unet, channels=16, multipliers=(1, 2), blocks=1, attention=(8,))
+        case ADMOptions() as adm:
+            return replace(adm, channels=16, multipliers=(1, 2), blocks=1, attention=(8,), head_channels=16)
 
 
 def in_proportion(images: int, budget: int) -> int:

@@ -22,16 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sctrain.errors import OwnUserError, UserError
 from sctrain.files import write_json
 from sctrain.runs import image_count_name, numbered
 from sctrain.sealed_folder import (
-    describe_file,
-    flush,
     partial_folder,
     read_manifest,
     remove_partial_folders,
@@ -39,6 +35,8 @@ from sctrain.sealed_folder import (
     seal,
     verified,
 )
+from sctrain.tensor_file import TensorFile, write_tensors
+from sctrain.zero.memory import Memory
 from sctrain.zero.pieces import Piece
 
 POLL_SECONDS = 0.05
@@ -73,12 +71,11 @@ def load(path: Path, wanted: Mapping[str, Piece]) -> Iterator[tuple[str, Tensor]
 def _read(
     files: Mapping[int, Path], stored: Mapping[str, dict[str, Any]], wanted: Mapping[str, Piece]
 ) -> Iterator[tuple[str, Tensor]]:
-    with contextlib.ExitStack() as stack:
-        shards = {rank: stack.enter_context(safe_open(path, "pt")) for rank, path in files.items()}
-        for key, piece in wanted.items():
-            overlaps = _overlaps(stored[key]["cuts"], piece)
-            if parts := [shards[rank].get_slice(key)[start:stop] for rank, start, stop in overlaps]:
-                yield key, torch.cat(parts)
+    shards = {rank: TensorFile(path) for rank, path in files.items()}
+    for key, piece in wanted.items():
+        overlaps = _overlaps(stored[key]["cuts"], piece)
+        if parts := [shards[rank].read(key, start, stop) for rank, start, stop in overlaps]:
+            yield key, torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _overlaps(cuts: list[int], piece: Piece) -> Iterator[tuple[int, int, int]]:
@@ -114,12 +111,24 @@ class Checkpointer:
     pieces.
     """
 
-    def __init__(self, folder: Path, keep: int, rank: int, world: int, patience_seconds: float = 1800.0):
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        rank: int,
+        world: int,
+        *,
+        patience_seconds: float = 1800.0,
+        copies: bool = True,
+        memory: Memory | None = None,
+    ):
         """Remove what an interrupted run left in `folder`, which all ranks share; UserError if it cannot be written.
 
         Only the `keep` newest checkpoints stay. Rank 0 waits at most `patience_seconds` for the other ranks' parts.
+        Without `copies` training waits until they are written, piece by piece out of `memory`.
         """
         assert keep >= 1 and 0 <= rank < world, (keep, rank, world)
+        self._copies, self._memory = copies, memory or Memory()
         self.folder, self.keep, self.rank, self.world = folder, keep, rank, world
         self._patience = patience_seconds
         self._staging: dict[str, Tensor] = {}
@@ -143,13 +152,19 @@ class Checkpointer:
         self.wait()
         if images != self._newest:
             self._newest = images
-            self._stage(tensors)
+            if self._copies:
+                self._stage(tensors)
+            else:
+                self._staging = {key: piece.local for key, piece in tensors.items()}
             intervals = {key: (piece.start, piece.stop) for key, piece in tensors.items()}
             shapes = {key: piece.shape for key, piece in tensors.items()}
             manifest = {"images": images, "world": self.world, "tensors": shapes, "record": record}
             final = self.folder / image_count_name(images)
             self._thread = threading.Thread(target=self._work, args=(final, intervals, manifest), daemon=True)
             self._thread.start()
+            if not self._copies:
+                self._thread.join()
+                self._staging = {}
         return time.perf_counter() - begin
 
     @property
@@ -192,10 +207,14 @@ class Checkpointer:
 
     def _write_shard(self, partial: Path, intervals: Mapping[str, tuple[int, int]]) -> None:
         partial.mkdir(exist_ok=True)
-        path = partial / _shard_name(self.rank)
-        save_file(self._staging, path)
-        flush(path)
-        write_json(partial / _sidecar_name(self.rank), {"file": describe_file(path), "intervals": intervals})
+        shapes = {key: tuple(values.shape) for key, values in self._staging.items()}
+        written = write_tensors(partial / _shard_name(self.rank), shapes, self._pieces())
+        write_json(partial / _sidecar_name(self.rank), {"file": written, "intervals": intervals})
+
+    def _pieces(self) -> Iterator[tuple[str, Tensor]]:
+        for key, values in self._staging.items():
+            yield key, values
+            self._memory.relieve(values.nbytes)
 
     def _complete(self, final: Path, manifest: dict[str, Any]) -> None:
         partial = partial_folder(final)
@@ -236,7 +255,7 @@ def _is_done(partial: Path, rank: int) -> bool:
 
 
 def _explain(error: Exception, final: Path) -> Exception:
-    if not isinstance(error, OSError | SafetensorError):
+    if not isinstance(error, OSError):
         return error
     mend = "make room or allow writing there, then repeat the command"
     told = OwnUserError(f"{final} could not be saved ({error}), older checkpoints are untouched: {mend}")

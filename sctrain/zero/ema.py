@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from sctrain import power_ema
+from sctrain.zero.memory import Memory
 from sctrain.zero.pieces import Piece
 from sctrain.zero.shards import Shard, Shards
 
@@ -16,11 +17,23 @@ from sctrain.zero.shards import Shard, Shards
 class ShardedPowerEma:
     """Tracks of given relative widths; before any update they equal the weights."""
 
-    def __init__(self, shards: Shards, widths: Sequence[float]):
-        """Start from the present masters; the relative widths sigma_rel lie in (0, 0.288)."""
-        self._shards = shards
+    def __init__(self, shards: Shards, widths: Sequence[float], memory: Memory | None = None):
+        """Start from the present masters, in `memory`; the relative widths sigma_rel lie in (0, 0.288)."""
+        self._shards, self._memory = shards, memory or Memory()
         self._gammas = {width: power_ema.gamma_from_width(width) for width in widths}
-        self._tracks = {width: {shard.name: shard.master.clone() for shard in shards} for width in widths}
+        self._tracks = {width: self._copied() for width in widths}
+        self._chunks = _chunks(shards)
+
+    def _copied(self) -> dict[str, Tensor]:
+        """The masters by name, as views of one tensor."""
+        sizes = [len(shard.master) for shard in self._shards]
+        device = next(iter(self._shards)).master.device
+        flat = self._memory.empty(sum(sizes), device)
+        track = {shard.name: view for shard, view in zip(self._shards, flat.split(sizes), strict=True)}
+        for shard in self._shards:
+            track[shard.name].copy_(shard.master)
+            self._memory.relieve(track[shard.name].nbytes)
+        return track
 
     @property
     def widths(self) -> tuple[float, ...]:
@@ -29,10 +42,12 @@ class ShardedPowerEma:
     @torch.no_grad()
     def update(self, images_before: int, images_after: int) -> None:
         """Follow an applied optimizer step that took the count of images from one value to the other."""
-        masters = [shard.master for shard in self._shards]
         for width, track in self._tracks.items():
-            keep = power_ema.decay(images_before, images_after, self._gammas[width])
-            torch._foreach_lerp_(list(track.values()), masters, 1 - keep)
+            new = 1 - power_ema.decay(images_before, images_after, self._gammas[width])
+            for some in self._chunks:
+                own = [track[shard.name] for shard in some]
+                torch._foreach_lerp_(own, [shard.master.to(own[0].device) for shard in some], new)
+                self._memory.relieve(sum(values.nbytes for values in own))
 
     def gather(self, width: float) -> Iterator[tuple[str, Tensor]]:
         """(name, whole track on the CPU), one parameter after the other, on rank 0; nothing elsewhere.
@@ -40,7 +55,9 @@ class ShardedPowerEma:
         Every rank has to exhaust it, since all take part.
         """
         for shard in self._shards:
-            whole = _gather(shard, self._tracks[width][shard.name])
+            own = self._tracks[width][shard.name]
+            whole = _gather(shard, own.to(shard.master.device))
+            self._memory.relieve(own.nbytes)
             if whole is not None:
                 yield shard.name, whole
 
@@ -62,15 +79,26 @@ class ShardedPowerEma:
         """Nothing else holds the tracks."""
 
 
+def _chunks(shards: Iterable[Shard], most: int = 2**26) -> list[list[Shard]]:
+    """Shards of about `most` elements together: many per call, few pages of a disk at once."""
+    chunks, numel = [[]], 0
+    for shard in shards:
+        if numel > most:
+            chunks.append([])
+            numel = 0
+        chunks[-1].append(shard)
+        numel += shard.stop - shard.start
+    return chunks
+
+
 def _kind(width: float) -> str:
     return f"ema-{width}"
 
 
 def _gather(shard: Shard, local: Tensor) -> Tensor | None:
     """The whole tensor on rank 0, None elsewhere."""
-    world = dist.get_world_size()
-    padded = local.new_zeros(-(-shard.numel // world))
-    padded[: local.numel()] = local
-    parts = [torch.empty_like(padded) for _ in range(world)] if dist.get_rank() == 0 else None
-    dist.gather(padded, parts, dst=0)
-    return None if parts is None else torch.cat(parts)[: shard.numel].view(shard.shape).cpu()
+    world, size = dist.get_world_size(), -(-shard.numel // dist.get_world_size())
+    padded = local if len(local) == size else torch.cat([local, local.new_zeros(size - len(local))])
+    whole = local.new_empty(world * size) if dist.get_rank() == 0 else None
+    dist.gather(padded, None if whole is None else list(whole.split(size)), dst=0)
+    return None if whole is None else whole[: shard.numel].view(shard.shape).cpu()

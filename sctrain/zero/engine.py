@@ -11,10 +11,15 @@ from typing import Any, NamedTuple
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from sctrain.blueprint import Values
 from sctrain.config.schema import OptimizerConfig
-from sctrain.zero.internals import Zero3, carry_tangents, release_shards
+from sctrain.zero.construction import partitioned, stage
+from sctrain.zero.internals import Zero3, carry_tangents, compute_shard, release_shards, sharing_masters, whole_shape
+from sctrain.zero.memory import Memory
+from sctrain.zero.pieces import interval
 from sctrain.zero.shards import PartitionedShards, ReplicatedShards, Shards
 
 _OPTIMIZERS = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam}
@@ -31,15 +36,24 @@ class StepResult:
 class StudentEngine:
     """A network whose gradients are averaged over all ranks; ZeRO-3 partitions all there is of it."""
 
-    def __init__(self, network: nn.Module, optimizer: OptimizerConfig, config: dict[str, Any]):
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerConfig,
+        config: dict[str, Any],
+        memory: Memory | None = None,
+    ):
+        """`memory` is where the optimizer's state lives; other than the device's it takes ZeRO-3."""
         make = _OPTIMIZERS[optimizer.name]
         inner = make(network.parameters(), lr=optimizer.learning_rate, betas=optimizer.betas, eps=optimizer.eps)
         # DeepSpeed replaces the optimizer's parameters by fp32 masters, unless they are that already.
-        self._engine, *_ = deepspeed.initialize(model=network, optimizer=inner, config=copy.deepcopy(config))
+        with sharing_masters():
+            self._engine, *_ = deepspeed.initialize(model=network, optimizer=inner, config=copy.deepcopy(config))
         self.module, self._optimizer, self._config = network, inner, config
-        self._zero3 = Zero3(network) if stage(config) == 3 else None
+        self._zero3, self._memory = Zero3(network) if stage(config) == 3 else None, memory or Memory()
         if self._zero3 is not None:
             carry_tangents(network)
+            self._zero3.move(self._memory.hold)
             self.shards: Shards = PartitionedShards(network)
         else:
             inner.state.clear()  # DeepSpeed may have taken a step of zero gradient, which would count
@@ -73,17 +87,21 @@ class StudentEngine:
         return StepResult(applied, self._norm) if boundary else None
 
     @contextmanager
-    def in_float32(self, make_network: Callable[[], nn.Module], device: torch.device) -> Iterator[ExactNetwork]:
+    def in_float32(
+        self, make_network: Callable[[dict[str, Any]], nn.Module], device: torch.device
+    ) -> Iterator[ExactNetwork]:
         """The network on its float32 masters: itself if it has no other weights, else a sharded copy for the while.
 
-        `make_network` builds one of the same shape; its weights do not matter. All ranks take part.
+        `make_network` makes one of the same shape for the given configuration; its weights do not matter. All ranks
+        take part.
         """
         if not self._config["bf16"]["enabled"]:
             yield ExactNetwork(self, self.module)
             return
-        with torch.random.fork_rng():  # initial weights are drawn, and dropout masks must not notice
-            network = make_network()
-            frozen = FrozenEngine(network, partitioned(self._config) | {"bf16": {"enabled": False}}, device)
+        config = partitioned(self._config) | {"bf16": {"enabled": False}}
+        with torch.random.fork_rng():  # initial weights may be drawn, and dropout masks must not notice
+            network = make_network(config)
+            frozen = FrozenEngine(network, config, device)
         self.shards.copy_to(network, {shard.name: shard.master for shard in self.shards})
         network.train()
         try:
@@ -91,12 +109,23 @@ class StudentEngine:
         finally:
             frozen.release()
 
-    def _step_if_accepted(self, *arguments: Any) -> Any:
+    def _step_if_accepted(self, *arguments: Any) -> None:
         """In place of the optimizer's own step, which DeepSpeed calls once, or in ZeRO-3 once per group of shards."""
         if self._verdict is None:
             self._norm = self._norm if self._zero3 is None else self._zero3.gradient_norm
             self._verdict = math.isfinite(self._norm) and self._accept(self._norm)
-        return self._step_optimizer(*arguments) if self._verdict else None
+        if self._verdict:
+            self._step_optimizer(*arguments)
+            self._put_away()
+
+    def _put_away(self) -> None:
+        """Have in its memory what the optimizer stepped just now; its first step makes the moments elsewhere."""
+        for group in self._optimizer.param_groups:
+            for stepped in group["params"]:
+                state = self._optimizer.state[stepped]
+                moments = {key: values for key, values in state.items() if values.shape == stepped.shape}
+                state.update({key: self._memory.hold(values) for key, values in moments.items()})
+                self._memory.relieve(stepped.nbytes * (1 + len(moments)))
 
 
 class ExactNetwork(NamedTuple):
@@ -125,17 +154,17 @@ class FrozenEngine:
     def __call__(self, *inputs: Tensor | None) -> Any:
         return self._network(*inputs)
 
+    def fill(self, values: Values) -> None:
+        """Set the weights, of which a rank reads no more than its own."""
+        for name, parameter in self._network.named_parameters():
+            if self._engine is None:
+                parameter.data.copy_(values.read(name, 0, parameter.numel()).view(parameter.shape))
+                continue
+            start, stop = interval(math.prod(whole_shape(parameter)), dist.get_rank(), dist.get_world_size())
+            if start < stop:
+                compute_shard(parameter).data[: stop - start].copy_(values.read(name, start, stop))
+
     def release(self) -> None:
         """Give up the weights: the engine may not be called any more."""
         if self._engine is not None:
             release_shards(self._engine)
-
-
-def partitioned(config: dict[str, Any]) -> dict[str, Any]:
-    """The same configuration without parameters that stay whole, which would not see that their shards were set."""
-    return config | {"zero_optimization": config["zero_optimization"] | {"stage3_param_persistence_threshold": 0}}
-
-
-def stage(config: dict[str, Any]) -> int:
-    """The ZeRO stage of a DeepSpeed configuration."""
-    return config["zero_optimization"]["stage"]

@@ -6,15 +6,20 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
+import deepspeed
 import deepspeed.ops
 import deepspeed.runtime.compiler as runtime_compiler
 import torch
 import torch.distributed.distributed_c10d as c10d
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
 from models.tangent.dual import Dual
@@ -61,6 +66,21 @@ def without_compiled_muon() -> None:
         runtime_compiler.compile = compile_later
 
 
+@contextmanager
+def sharing_masters() -> Iterator[None]:
+    """Engines that are made inside step the very float32 weights that they compute with, where they do.
+
+    DeepSpeed means to, but compares a device with a device's name; so it keeps a second copy of all shards.
+    """
+    accelerator: Any = get_accelerator()
+    device = torch.device(accelerator.current_device_name())
+    accelerator.current_device_name = lambda: device
+    try:
+        yield
+    finally:
+        del accelerator.current_device_name
+
+
 class _OnValues:
     """Applies an identity autograd.Function to the value of a Dual, whose tangent passes by."""
 
@@ -88,11 +108,36 @@ def carry_tangents(module: nn.Module) -> None:
             setattr(submodule, name, _OnValues(hook))
 
 
+class Partitioner:
+    """Makes ZeRO-3 parameters one at a time, as `deepspeed.zero.Init` does for every module that is constructed."""
+
+    def __init__(self, config: dict[str, Any], dtype: torch.dtype, device: torch.device):
+        self._init = deepspeed.zero.Init(config_dict_or_path=copy.deepcopy(config), dtype=dtype)
+        self._dtype, self._device = dtype, device
+
+    def blank(self, shape: tuple[int, ...], *, postponed: bool) -> nn.Parameter:
+        """A partitioned parameter of zeros, in a moment's memory of the whole.
+
+        `postponed` is for networks that get an optimizer: DeepSpeed then moves all shards into one buffer, and until it
+        does they take no memory.
+        """
+        parameter = nn.Parameter(torch.empty(shape, dtype=self._dtype, device=self._device))
+        self._init._convert_to_deepspeed_param(parameter)
+        parameter.partition()
+        shard = parameter.ds_tensor
+        assert parameter.numel() == 0 and shard.dim() == 1, "DeepSpeed partitions parameters in another way now"
+        shard.data = shard.new_zeros(1).expand(shard.numel()) if postponed else shard.zero_()
+        return parameter
+
+
 class Zero3:
     """The ZeRO-3 optimizer behind a partitioned module."""
 
     def __init__(self, module: nn.Module):
         self._zero = next(module.parameters())._z3_optimizer
+        for flat in self.flat_masters:
+            if not self._zero.offload_optimizer:
+                flat.grad = None  # what DeepSpeed left there to size up memory
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -102,6 +147,27 @@ class Zero3:
     @property
     def flat_masters(self) -> list[Tensor]:
         return self._zero.fp32_partitioned_groups_flat
+
+    def move(self, hold: Callable[[Tensor], Tensor]) -> None:
+        """Keep where `hold` puts them: gradients, and masters that are not the weights themselves."""
+        for master, weights in zip(self.flat_masters, self._zero.fp16_partitioned_groups_flat, strict=True):
+            if master.data_ptr() != weights.data_ptr():
+                master.data = hold(master.data)
+            if master.grad is not None:
+                master.grad = hold(master.grad)
+        gradients = hold(self._zero.grad_partitions_flat_buffer)
+        self._zero.grad_partitions_flat_buffer = gradients
+        views = self._zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
+        assert sum(view.numel() for view in views.values()) == gradients.numel(), (
+            "gradients are kept in another way now"
+        )
+        for key, view in views.items():
+            views[key] = gradients.narrow(0, view.storage_offset(), view.numel())
+
+    def place(self, parameter: nn.Parameter) -> tuple[int, slice]:
+        """Where this rank's piece of a parameter lies in `flat_masters`, and in moments alike; with its padding."""
+        group, start, numel = self._zero.grad_position[self._zero.get_param_id(parameter)]
+        return group, slice(start, start + numel)
 
     @property
     def gradient_norm(self) -> float:

@@ -15,16 +15,11 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 import torch.distributed as dist
-from deepspeed.utils import (
-    safe_get_local_fp32_param,
-    safe_get_local_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
 from torch import Tensor, nn
 
+from sctrain.blueprint import Values
 from sctrain.zero.internals import Zero3, compute_shard, whole_shape
-from sctrain.zero.pieces import Piece, interval
+from sctrain.zero.pieces import Piece, interval, row_parts
 
 MASTER = "master"
 
@@ -48,6 +43,10 @@ class Shard(ABC):
     @abstractmethod
     def set(self, kind: str, values: Tensor) -> None:
         """Overwrite with (stop - start,) values, inside `Shards.rewriting`."""
+
+    @abstractmethod
+    def scale_rows(self, factors: Tensor) -> None:
+        """Multiply the master's rows, along its first dimension, by (rows,) numbers, inside `Shards.rescaling`."""
 
     def piece(self, kind: str) -> Piece:
         return Piece(self.get(kind), self.shape, self.start)
@@ -101,12 +100,19 @@ class Shards(ABC):
         for group in self._optimizer.param_groups:
             group["lr"] = 0.0
         for tensor in self.stepped:
-            tensor.grad = torch.zeros_like(tensor)
+            tensor.grad = tensor.new_zeros(1).expand_as(tensor)  # without memory of its own
         self._step_once()
         for tensor, gradient in zip(self.stepped, gradients, strict=True):
             tensor.grad = gradient
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+    def fill(self, values: Values) -> None:
+        """Set all masters, piece by piece. All ranks take part."""
+        with self.rewriting():
+            for shard in self:
+                if shard.start < shard.stop:
+                    shard.set(MASTER, values.read(shard.name, shard.start, shard.stop))
 
     @abstractmethod
     def copy_to(self, network: nn.Module, values: Mapping[str, Tensor]) -> None:
@@ -122,30 +128,34 @@ class Shards(ABC):
     def rewriting(self) -> AbstractContextManager[None]:
         """Masters and moments may be set inside, and all that follows sees them. All ranks take part."""
 
+    @abstractmethod
+    def rescaling(self) -> AbstractContextManager[None]:
+        """Rows of masters may be scaled inside, by the same numbers on all ranks, and forwards see it."""
+
 
 class _PartitionedShard(Shard):
-    def __init__(self, name: str, parameter: nn.Parameter):
+    def __init__(self, name: str, parameter: nn.Parameter, zero: Zero3):
         assert parameter.requires_grad, f"{name} is frozen: ZeRO-3 keeps no master of it"
         super().__init__(name, whole_shape(parameter))
-        self._parameter = parameter
+        self._parameter, self._zero = parameter, zero
 
     def get(self, kind: str) -> Tensor:
-        padded = (
-            safe_get_local_fp32_param(self._parameter)
-            if kind == MASTER
-            else safe_get_local_optimizer_state(self._parameter, kind)
-        )
-        return padded.flatten()[: self.stop - self.start]
+        group, place = self._zero.place(self._parameter)
+        flat = self._zero.flat_masters[group].detach()
+        if kind != MASTER:
+            flat = self._zero.optimizer.state[self._zero.flat_masters[group]][kind]
+        return flat[place][: self.stop - self.start]
 
     def set(self, kind: str, values: Tensor) -> None:
-        compute_copy = compute_shard(self._parameter)
-        padded = values.new_zeros(compute_copy.numel(), dtype=torch.float32)
-        padded[: self.stop - self.start] = values
+        self.get(kind).copy_(values)
         if kind == MASTER:
-            safe_set_local_fp32_param(self._parameter, padded)
-            compute_copy.data.copy_(padded)
-        else:
-            safe_set_local_optimizer_state(self._parameter, padded, kind)
+            compute_shard(self._parameter).data[: len(values)].copy_(values)
+
+    def scale_rows(self, factors: Tensor) -> None:
+        values = self.master.clone()
+        for rows, part in row_parts(self.start, self.stop, self.numel // self.shape[0]):
+            values[part].view(rows.stop - rows.start, -1).mul_(factors[rows, None])
+        self.set(MASTER, values)
 
 
 class PartitionedShards(Shards):
@@ -153,7 +163,7 @@ class PartitionedShards(Shards):
 
     def __init__(self, module: nn.Module):
         self._zero = Zero3(module)
-        shards = [_PartitionedShard(name, parameter) for name, parameter in module.named_parameters()]
+        shards = [_PartitionedShard(name, parameter, self._zero) for name, parameter in module.named_parameters()]
         super().__init__(list(shards), self._zero.optimizer)
 
     @property
@@ -173,6 +183,9 @@ class PartitionedShards(Shards):
         yield
         self._zero.gather_whole_copies()
 
+    def rescaling(self) -> AbstractContextManager[None]:
+        return self.rewriting()
+
 
 class _ReplicatedShard(Shard):
     def __init__(self, name: str, master: Tensor, optimizer: torch.optim.Optimizer):
@@ -185,6 +198,9 @@ class _ReplicatedShard(Shard):
 
     def set(self, kind: str, values: Tensor) -> None:
         self.get(kind).copy_(values)
+
+    def scale_rows(self, factors: Tensor) -> None:
+        self.whole.detach().view(self.shape[0], -1).mul_(factors[:, None])
 
 
 class ReplicatedShards(Shards):
@@ -215,7 +231,18 @@ class ReplicatedShards(Shards):
                 for kind in (MASTER, *self.moments):
                     whole = shard.whole if kind == MASTER else self._optimizer.state[shard.whole][kind]  # pyright: ignore[reportAttributeAccessIssue]
                     whole.copy_(_completed(shard.get(kind), whole))
-                self._parameters[shard.name].copy_(shard.whole)  # pyright: ignore[reportAttributeAccessIssue]
+        self._show_masters()
+
+    @contextmanager
+    def rescaling(self) -> Iterator[None]:
+        yield
+        self._show_masters()
+
+    @torch.no_grad()
+    def _show_masters(self) -> None:
+        """To the forward."""
+        for shard in self:
+            self._parameters[shard.name].copy_(shard.whole)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _completed(local: Tensor, whole: Tensor) -> Tensor:

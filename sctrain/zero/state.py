@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sctrain.errors import OwnUserError, UserError
 from sctrain.zero.checkpoint import Checkpointer, load, read_record
+from sctrain.zero.memory import Memory
 from sctrain.zero.pieces import Piece
 from sctrain.zero.shards import MASTER, Shards
 
@@ -60,7 +61,11 @@ def save_state(
 
 
 def load_state(
-    path: Path, shards: Shards, followers: Sequence[Follower], adversary: Shards | None = None
+    path: Path,
+    shards: Shards,
+    followers: Sequence[Follower],
+    adversary: Shards | None = None,
+    memory: Memory | None = None,
 ) -> dict[str, Any]:
     """Restore the state that any number of ranks saved at `path`, and return its record. All ranks take part.
 
@@ -77,6 +82,8 @@ def load_state(
             if engine is not None:
                 rewriting.enter_context(engine.rewriting())
         for key, values in values_by_key:
+            if memory is not None:
+                memory.relieve(values.nbytes)
             if key in owners:
                 owners[key].load(key, values)
                 continue

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sctrain.zero.engine import FrozenEngine, partitioned
+from sctrain.zero.construction import partitioned
+from sctrain.zero.engine import FrozenEngine
 from sctrain.zero.pieces import Piece
 from sctrain.zero.shards import Shards
 

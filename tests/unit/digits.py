@@ -52,8 +52,10 @@ def publish_random(config: RunConfig, *images: int) -> None:
         network = fresh_network(config, open_split(config).description)
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.1)  # heads start at zero, which would make all runs alike
-        state = {0.05: network.state_dict().items()}
-        publish(RunFolder(config.run_dir).snapshots, count, state, config.model_dump(mode="json"))
+        state = network.state_dict()
+        shapes = {name: value.shape for name, value in state.items()}
+        tracks = {0.05: state.items()}
+        publish(RunFolder(config.run_dir).snapshots, count, tracks, config.model_dump(mode="json"), shapes)
 
 
 def write_status(run: Path, state: str, images: int, seconds: float) -> None:

@@ -3,12 +3,18 @@
 import pytest
 import torch
 
+from sctrain import snapshots
 from sctrain.errors import UserError
 from sctrain.power_ema import decay, gamma_from_width
-from sctrain.snapshots import load_weights, newest, publish, read_config, snapshot_config
+from sctrain.snapshots import load_weights, newest, open_weights, read_config, snapshot_config
 
 WIDTHS = (0.05, 0.1)
 CONFIG = {"name": "digits", "sigma_data": 0.5, "network": {"depth": 2}}
+
+
+def publish(folder, images, tracks, config, w=2):
+    shapes = {"weight": (3, 5), "bias": (1,)} if w is None else {"w": (w,)}
+    return snapshots.publish(folder, images, tracks, config, shapes)
 
 
 def network(step):
@@ -33,7 +39,7 @@ def run(tmp_path_factory):
         if (step + 1) % 40 == 0:
             truth[10 * (step + 1)] = dict(tracks)
             published = {width: ((name, t.float()) for name, t in tracks[width].items()) for width in WIDTHS}
-            publish(folder, 10 * (step + 1), published, CONFIG)
+            publish(folder, 10 * (step + 1), published, CONFIG, w=None)
     return folder, truth
 
 
@@ -55,6 +61,17 @@ def test_another_width_is_reconstructed(run, images):
     assert weights["weight"].dtype == torch.float32
     assert error < 0.05 * between
     torch.testing.assert_close(weights["bias"], torch.ones(1))
+
+
+@pytest.mark.parametrize("width", [0.05, 0.07])
+def test_pieces_are_those_of_the_whole(run, width):
+    folder, _ = run
+    weights, whole = open_weights(folder, None, width), load_weights(folder, None, width)
+    for name, tensor in whole.items():
+        flat = tensor.flatten()
+        for start in range(len(flat) + 1):
+            for stop in range(start, len(flat) + 1):
+                assert torch.equal(weights.read(name, start, stop), flat[start:stop])
 
 
 def test_newest_and_its_description(run):
@@ -115,12 +132,15 @@ def test_absent_snapshots(tmp_path):
 
 def test_snapshots_of_different_networks_are_not_mixed(tmp_path):
     publish(tmp_path, 10, {0.05: [("w", torch.zeros(2))]}, CONFIG)
-    publish(tmp_path, 20, {0.05: [("w", torch.zeros(3))]}, CONFIG)
+    publish(tmp_path, 20, {0.05: [("w", torch.zeros(3))]}, CONFIG, w=3)
     with pytest.raises(UserError, match="different networks"):
         load_weights(tmp_path, None, 0.07)
 
 
 def test_unwritable_folder(tmp_path):
+    """The tracks are consumed all the same: other ranks are gathering them."""
     (tmp_path / "snapshots").write_text("a file where the folder should be")
+    gathered = iter([("w", torch.ones(2))])
     with pytest.raises(UserError, match="could not be written"):
-        publish(tmp_path / "snapshots", 10, {0.05: [("w", torch.zeros(2))]}, CONFIG)
+        publish(tmp_path / "snapshots", 10, {0.05: gathered}, CONFIG)
+    assert next(gathered, None) is None

@@ -116,6 +116,7 @@ def test_a_teacher_told_of_its_augmentation_is_one(tmp_path: Path):
     config = described(tmp_path / "run", {"name": "cd"}, teacher=of(told))
     refuse_unfit_sources(config)
     data = open_split(config).description
-    assert teacher_network(config, data).condition.augmentation is not None
+    teacher, weights = teacher_network(config, data)
+    assert "condition.augmentation.weight" in teacher.shapes and teacher.whole(weights)
     with pytest.raises(UserError, match=r"condition.augmentation.weight is absent"):
         trained_network(config, data, WeightsFrom(run=told, images=16, ema=0.05))

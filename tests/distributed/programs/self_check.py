@@ -49,7 +49,7 @@ def run(world, stage: int, bf16: bool, threshold: int, checked: bool) -> dict:
     for step in range(4):
         torch.manual_seed(10 * step + world.rank)
         if checked and step in (0, 2):
-            with student.in_float32(lambda: network(7), world.device) as exact:
+            with student.in_float32(lambda _: network(7), world.device) as exact:
                 verdict = verify(single_pass, student, exact.network, exact.module, arguments, world)
             verdicts.append({"blocks": verdict.blocks, "running": verdict.running})
             if bf16 and stage == 3:

@@ -21,18 +21,26 @@ from sctrain.power_ema import decay, gamma_from_width
 from sctrain.zero.checkpoint import Checkpointer
 from sctrain.zero.ema import ShardedPowerEma
 from sctrain.zero.engine import StudentEngine
+from sctrain.zero.memory import DiskMemory
 from sctrain.zero.shards import MASTER
 from sctrain.zero.state import load_state, save_state, state_pieces
 
-BATCH = 12
+BATCH, FOLDER = 12, Path(sys.argv[2])
 WIDTHS = (0.05, 0.1)
-VARIANTS = {  # optimizer, bf16, ZeRO stage, stage3_param_persistence_threshold (of 33 * 5 and less stays whole)
-    "fp32": ("adam", False, 3, 0),
-    "persistent": ("radam", False, 3, 165),
-    "bf16": ("radam", True, 3, 0),
-    "bf16-persistent": ("adam", True, 3, 165),
-    "replicated": ("adam", False, 0, 0),
-    "bf16-replicated": ("radam", True, 0, 0),
+VARIANTS = {  # optimizer, bf16, ZeRO stage, threshold of persistence (of 33 * 5 and less stays whole), offload
+    "fp32": ("adam", False, 3, 0, None),
+    "persistent": ("radam", False, 3, 165, None),
+    "bf16": ("radam", True, 3, 0, None),
+    "bf16-persistent": ("adam", True, 3, 165, None),
+    "replicated": ("adam", False, 0, 0, None),
+    "bf16-replicated": ("radam", True, 0, 0, None),
+    "cpu": ("adam", False, 3, 0, "cpu"),
+    "bf16-cpu": ("radam", True, 3, 165, "cpu"),
+    "disk": ("radam", False, 3, 165, "disk"),
+    "bf16-disk": ("adam", True, 3, 0, "disk"),
+    "weights-on-cpu": ("adam", False, 3, 165, "weights"),
+    "hpz": ("adam", True, 3, 0, "hpz"),
+    "bf16-disk-as-on-gpus": ("adam", True, 3, 165, "cpu+disk"),
 }
 
 
@@ -40,20 +48,32 @@ class Run:
     """One engine with its shards and EMA."""
 
     def __init__(self, world, variant: str, seed: int):
-        name, bf16, stage, threshold = VARIANTS[variant]
+        name, bf16, stage, threshold, offload = VARIANTS[variant]
         torch.manual_seed(seed)
         layers = nn.Linear(7, 33), nn.SiLU(), nn.Linear(33, 5), nn.SiLU(), nn.Linear(5, 3), nn.Linear(3, 1)
         network = nn.Sequential(*layers)
         config = {
             "train_micro_batch_size_per_gpu": BATCH // world.size,
-            "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": threshold},
+            "zero_optimization": {
+                "stage": stage,
+                "stage3_param_persistence_threshold": threshold,
+                "sub_group_size": 100,  # several groups, which are stepped one by one
+            },
             "zero_allow_untested_optimizer": True,
             "bf16": {"enabled": bf16},
         }
+        if offload and "cpu" in offload:
+            config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+            config["zero_force_ds_cpu_optimizer"] = False
+        if offload == "weights":
+            config["zero_optimization"]["offload_param"] = {"device": "cpu"}
+        if offload == "hpz":
+            config["zero_optimization"]["zero_hpz_partition_size"] = world.size
+        disk = DiskMemory(FOLDER / "disk") if offload and "disk" in offload else None
         self.world, self.dtype = world, torch.bfloat16 if bf16 else torch.float32
-        self.engine = StudentEngine(network, OptimizerConfig(name=name, betas=(0.9, 0.999)), config)
-        self.shards = self.engine.shards
-        self.ema = ShardedPowerEma(self.shards, WIDTHS)
+        self.engine = StudentEngine(network, OptimizerConfig(name=name, betas=(0.9, 0.999)), config, disk)
+        self.shards, self.memory = self.engine.shards, disk
+        self.ema = ShardedPowerEma(self.shards, WIDTHS, disk)
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(step)
@@ -108,7 +128,9 @@ def save(world, folder: Path) -> dict:
     """Saved, trained on, and restored into a second, differently initialised engine."""
     results = {}
     for variant in VARIANTS:
-        run, checkpointer = Run(world, variant, seed=0), Checkpointer(folder / variant, 2, world.rank, world.size)
+        run = Run(world, variant, seed=0)
+        copies = "disk" not in variant
+        checkpointer = Checkpointer(folder / variant, 2, world.rank, world.size, copies=copies, memory=run.memory)
         world.barrier()
         initial = run.state()
         save_state(checkpointer, 0, run.shards, [run.ema], {"note": "untrained"})
@@ -212,7 +234,7 @@ def die_while_saving(world, folder: Path) -> dict:
     checkpointer.wait()
     world.barrier()
     if world.rank == 1:
-        checkpoint.save_file = _write_half_and_die
+        checkpoint.write_tensors = _write_half_and_die
     save_state(checkpointer, 24, run.shards, [run.ema], {})
     try:
         checkpointer.wait()
@@ -225,13 +247,13 @@ def die_while_saving(world, folder: Path) -> dict:
     raise AssertionError("a checkpoint without rank 1's part was completed")
 
 
-def _write_half_and_die(tensors: dict[str, Tensor], path: Path) -> None:
+def _write_half_and_die(path: Path, *_: object) -> None:
     path.write_bytes(b"half a file")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main() -> None:
-    mode, folder = sys.argv[1], Path(sys.argv[2])
+    mode, folder = sys.argv[1], FOLDER
     world = rank.join()
     if mode == "load":
         rank.report(load(world, folder))
