@@ -10,12 +10,14 @@ import torch
 
 from data_pipeline.cache import CacheOptions, SpanCache
 from data_pipeline.decode import BadSampleError, decode_sample
-from data_pipeline.description import DatasetDescription, read_description
+from data_pipeline.description import DESCRIPTION_FILE, DatasetDescription, read_description
 from data_pipeline.errors import PREPARE_AGAIN, DamagedError, DataError, MissingError
 from data_pipeline.fetch import DirectFetcher, Fetched, Fetcher, SpanFetcher
 from data_pipeline.index import SPAN_BYTES, ShardIndex, load_index
-from data_pipeline.storage import is_remote, join_url, size_of
+from data_pipeline.looks import look_again
+from data_pipeline.storage import forget, is_remote, join_url, sizes_in
 
+LOOKS = 8  # at what does not fit its checksum: a store may mix up a fifth of its answers, and is still read right
 REQUEST_WORTH = 256 * 2**10  # bytes that a store sends in about the time that it takes to answer
 
 
@@ -82,10 +84,18 @@ class ShardedDataset:
         return "uint8" if self.description.latents is None else self.description.latents.dtype
 
     def check_shards(self) -> None:
-        """DataError if a shard is missing or not of its recorded size."""
-        for name, size in zip(self.shard_urls, self.index.shard_bytes.tolist(), strict=True):
-            if size_of(name) != size:
-                raise DataError(f"{name} holds {size_of(name):,} bytes where {size:,} were written: {PREPARE_AGAIN}.")
+        """DataError if a shard is missing or not of its recorded size; web servers cannot be asked for all at once."""
+        found = sizes_in(self.url)
+        if found is None:
+            return
+        for name, size in zip(self.index.shard_names.tolist(), self.index.shard_bytes.tolist(), strict=True):
+            shard = join_url(self.url, name.decode())
+            if name.decode() not in found:
+                raise MissingError(f"{shard} does not exist: {PREPARE_AGAIN}.")
+            if found[name.decode()] != size:
+                raise DataError(
+                    f"{shard} holds {found[name.decode()]:,} bytes where {size:,} were written: {PREPARE_AGAIN}."
+                )
 
     def reads_spans(self, window: int, nodes: int) -> bool:
         """Whether streaming in the order of a window goes through the cache.
@@ -131,16 +141,23 @@ class ShardedDataset:
             return self._decoded(sample_id, data)
         except BadSampleError:
             pass
-        data = fetcher.again(sample_id)
-        try:
-            array = self._decoded(sample_id, data)
-        except BadSampleError as error:
-            url = self.shard_urls[self.index.shard[sample_id]]
-            raise DamagedError(
-                f"{url}: sample {self._name(sample_id)!r} is damaged ({error}): {PREPARE_AGAIN}."
-            ) from error
+        array = self._decoded_again(sample_id, fetcher)
         fetcher.spoiled(sample_id)
         return array
+
+    def _decoded_again(self, sample_id: int, fetcher: Fetcher) -> np.ndarray:
+        """What its source has; asked several times where it may give something else now and then."""
+        looks = LOOKS if is_remote(self.url) else 1
+        while True:
+            looks -= 1
+            try:
+                return self._decoded(sample_id, fetcher.again(sample_id))
+            except BadSampleError as error:
+                if not looks:
+                    url = self.shard_urls[self.index.shard[sample_id]]
+                    raise DamagedError(
+                        f"{url}: sample {self._name(sample_id)!r} is damaged ({error}): {PREPARE_AGAIN}."
+                    ) from error
 
     def _decoded(self, sample_id: int, data: bytes) -> np.ndarray:
         index, latents = self.index, self.description.latents
@@ -168,20 +185,27 @@ def open_dataset(
 ) -> ShardedDataset:
     """The split `split` of the data set in the folder `url`; DataError unless description, index and shards agree.
 
-    Shards of a store are not asked for here (a thousand requests per process): reading finds what is wrong with them.
-    Nor are those on this machine if some may be lost.
+    Shards are compared with the list of the folder or bucket, unless some may be lost. A web server has no list, and a
+    request for each shard would cost minutes: there, reading finds what is wrong with them.
     """
+    description, index = look_again([join_url(url, DESCRIPTION_FILE)], lambda: _described(url, split))
+    dataset = ShardedDataset(url, split, description, index, cache or CacheOptions())
+    if not tolerate_loss:
+        dataset.check_shards()
+    return dataset
+
+
+def _described(url: str, split: str) -> tuple[DatasetDescription, ShardIndex]:
+    """Description and index, which must agree."""
     description = read_description(url)
     if split not in description.splits:
         raise DataError(f"{url} has no split {split!r}: choose one of {', '.join(sorted(description.splits))}.")
     expected = description.splits[split]
     index_url = join_url(url, expected.index)
     index = load_index(index_url)
+    forget(index_url)  # all that is wanted of it is here, and if it is another, the next look shall be a new one
     if len(index) != expected.samples or index.fingerprint != expected.fingerprint:
-        raise DataError(f"{index_url} is not the index that dataset.json describes: {PREPARE_AGAIN}.")
+        raise DamagedError(f"{index_url} is not the index that dataset.json describes: {PREPARE_AGAIN}.")
     if index.label.max() >= len(description.classes):
-        raise DataError(f"{index_url} has labels beyond the {len(description.classes)} classes: {PREPARE_AGAIN}.")
-    dataset = ShardedDataset(url, split, description, index, cache or CacheOptions())
-    if not is_remote(url) and not tolerate_loss:
-        dataset.check_shards()
-    return dataset
+        raise DamagedError(f"{index_url} has labels beyond the {len(description.classes)} classes: {PREPARE_AGAIN}.")
+    return description, index

@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from data_pipeline.errors import PREPARE_AGAIN, DataError
+from data_pipeline.errors import PREPARE_AGAIN, DamagedError
+from data_pipeline.looks import look_again
 from data_pipeline.storage import join_url, open_url
 
 DESCRIPTION_FILE = "dataset.json"
@@ -97,6 +98,10 @@ class DatasetDescription(_Strict):
 def read_description(url: str) -> DatasetDescription:
     """The description of the data set in the folder `url`; DataError if it is absent or invalid."""
     path = join_url(url, DESCRIPTION_FILE)
+    return look_again([path], lambda: _parsed(path))
+
+
+def _parsed(path: str) -> DatasetDescription:
     with open_url(path) as file:
         text = file.read()
     try:
@@ -104,7 +109,7 @@ def read_description(url: str) -> DatasetDescription:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole file"
-        raise DataError(f"{path} is not a valid description ({where}: {first['msg']}): {PREPARE_AGAIN}.") from error
+        raise DamagedError(f"{path} is not a valid description ({where}: {first['msg']}): {PREPARE_AGAIN}.") from error
 
 
 def is_plain_name(name: str) -> bool:

@@ -8,7 +8,11 @@ class DataError(Exception):
 
 
 class DamagedError(DataError):
-    """One sample is not what the index says, and reading it again does not help."""
+    """An index, a description or a sample is not what it should be."""
+
+
+class DeniedError(DataError):
+    """The store does not let us do this with these credentials."""
 
 
 class MissingError(DataError):

@@ -16,7 +16,7 @@ import numpy as np
 from data_pipeline.cache import SpanCache
 from data_pipeline.errors import MissingError
 from data_pipeline.index import SPAN_BYTES, ShardIndex
-from data_pipeline.storage import is_remote, read_pieces, read_range, read_ranges
+from data_pipeline.storage import forget, is_remote, read_pieces, read_range, read_ranges
 from data_pipeline.threads import DaemonThreads
 
 MOST_BEGUN = 64  # batches
@@ -85,6 +85,7 @@ class DirectFetcher:
     def again(self, sample_id: int) -> bytes:
         """See Fetcher."""
         index = self._index
+        forget(self._url(sample_id))  # what it is remembered by may be wrong too
         return read_range(self._url(sample_id), int(index.offset[sample_id]), int(index.size[sample_id]))
 
     def spoiled(self, sample_id: int) -> None:

@@ -18,8 +18,9 @@ from typing import IO, Self
 import numpy as np
 
 from data_pipeline.description import is_plain_name
-from data_pipeline.errors import PREPARE_AGAIN, DataError
-from data_pipeline.storage import open_url
+from data_pipeline.errors import PREPARE_AGAIN, DamagedError
+from data_pipeline.looks import look_again
+from data_pipeline.storage import is_remote, open_url
 
 SPAN_BYTES = 4 * 2**20  # about how much one request to a store brings; it decides the order, so it is no option
 TAR_BLOCK = 512  # bytes; every header and body of a tar starts on such a boundary
@@ -139,15 +140,28 @@ class ShardIndex:
 
 def load_index(url: str) -> ShardIndex:
     """Read and check an index; DataError where it is missing, damaged or claims what cannot be."""
+    return look_again([url], lambda: _checked(url))
+
+
+def _checked(url: str) -> ShardIndex:
     try:
-        with open_url(url) as file, np.load(file, allow_pickle=False) as archive:
+        with _opened(url) as file, np.load(file, allow_pickle=False) as archive:
             index = ShardIndex(**{name: archive[name] for name in _TYPES})
     except _NOT_AN_ARCHIVE as error:
-        raise DataError(f"{url} is not a readable index ({type(error).__name__}): {PREPARE_AGAIN}.") from error
+        raise DamagedError(f"{url} is not a readable index ({type(error).__name__}): {PREPARE_AGAIN}.") from error
     problem = _problem(index)
     if problem:
-        raise DataError(f"{url} is not a valid index ({problem}): {PREPARE_AGAIN}.")
+        raise DamagedError(f"{url} is not a valid index ({problem}): {PREPARE_AGAIN}.")
     return index
+
+
+def _opened(url: str) -> IO[bytes]:
+    """Archives are read from their end, then here and there: of an object that would be a request each time."""
+    file = open_url(url)
+    if not is_remote(url):
+        return file
+    with file:
+        return io.BytesIO(file.read())
 
 
 def _problem(index: ShardIndex) -> str | None:
@@ -181,7 +195,7 @@ def _range_problem(index: ShardIndex) -> str | None:
         return "a sample names a shard that is not listed"
     if size.min() <= 0 or offset.min() < 0 or (size % TAR_BLOCK).any() or (offset % TAR_BLOCK).any():
         return "a sample's byte range is impossible"
-    if (offset > index.shard_bytes[shard] - size).any():  # this way round, nothing can overflow
+    if index.shard_bytes.min() < 0 or (offset > index.shard_bytes[shard] - size).any():  # nothing here can overflow
         return "a sample's byte range ends outside its shard"
     same_shard = shard[1:] == shard[:-1]
     if (shard[1:] < shard[:-1]).any() or (same_shard & (offset[1:] - offset[:-1] < size[:-1])).any():

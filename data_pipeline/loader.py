@@ -12,18 +12,20 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Self
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from data_pipeline import storage
 from data_pipeline.allocator import keep_freed_memory
 from data_pipeline.dataset import ShardedDataset, open_dataset
 from data_pipeline.errors import DataError
 from data_pipeline.order import micro_batch_positions
 from data_pipeline.reader import Batch, LookAhead, Reader, ReadOptions
-from data_pipeline.storage import is_remote
+from data_pipeline.storage import StorageSettings, is_remote
 
 __all__ = ["Batch", "BatchStream", "ReadOptions", "ShardedDataset", "open_dataset", "stream"]
 
@@ -152,7 +154,7 @@ def _from_workers(reader: Reader, positions: Iterator[np.ndarray], workers: int,
         sampler=positions,
         num_workers=workers,
         prefetch_factor=-(-prefetch // workers),
-        worker_init_fn=_begin_worker,
+        worker_init_fn=partial(_begin_worker, storage.settings()),
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="spawn",  # a forked child would inherit CUDA, threads and clients of the trainer
         generator=torch.Generator(),  # keeps the loader's own seeding away from the global generator
@@ -174,13 +176,15 @@ def _raised(batch: Batch | DataError) -> Batch:
     return batch
 
 
-def _begin_worker(_: int) -> None:
-    """Signals are left to the trainer: they often reach the whole group, and it needs its data to finish the step.
+def _begin_worker(settings: StorageSettings, _: int) -> None:
+    """Stores are read as in the trainer's process.
 
-    And a worker ends at once. Python would stop the thread that hands batches over in the middle of torch's code, which
+    Signals are left to the trainer: they often reach the whole group, and it needs its data to finish the step. And a
+    worker ends at once. Python would stop the thread that hands batches over in the middle of torch's code, which
     aborts the process, and then the trainer's.
     """
     keep_freed_memory()
     atexit.register(os._exit, 0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    storage.configure(settings)

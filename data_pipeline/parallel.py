@@ -12,6 +12,7 @@ from itertools import islice
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
+from data_pipeline import storage
 from data_pipeline.errors import DataError
 
 Item = TypeVar("Item")
@@ -38,7 +39,7 @@ def ordered(function: Callable[[Item], Result], items: Iterable[Item], processes
         return
     # spawn: a forked child would inherit threads and clients of object stores, which do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, initializer=_start, initargs=(function,))
+    pool = ProcessPoolExecutor(processes, context, initializer=_start, initargs=(function, storage.settings()))
     remaining = iter(items)
     try:
         ahead: deque[Future[Result]] = deque(pool.submit(_call, item) for item in islice(remaining, AHEAD * processes))
@@ -53,9 +54,10 @@ def ordered(function: Callable[[Item], Result], items: Iterable[Item], processes
         pool.shutdown(cancel_futures=True)
 
 
-def _start(function: Callable[[Any], Any]) -> None:
+def _start(function: Callable[[Any], Any], settings: storage.StorageSettings) -> None:
     global _function
     _function = function
+    storage.configure(settings)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

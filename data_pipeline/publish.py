@@ -5,7 +5,7 @@ What is there already is verified instead if it came from the same recipe, and r
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,12 +21,13 @@ from data_pipeline.description import (
 )
 from data_pipeline.encoding import Encoder, Output
 from data_pipeline.errors import DataError
+from data_pipeline.latents import UNIT
 from data_pipeline.pictures import Transform
 from data_pipeline.records import Target
 from data_pipeline.samples import Samples
 from data_pipeline.shards import Job, WrittenSplit, index_name, write_split
 from data_pipeline.storage import exists, is_remote, join_url, local_path
-from data_pipeline.targets import Plan, difference, open_target
+from data_pipeline.targets import Plan, delete_records, difference, open_target
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class DatasetPlan:
 
     name: str
     classes: list[str]
-    shape: tuple[Channels, int, int]  # (C, H, W)
+    shape: tuple[Channels, int, int]  # (C, H, W) of the pixels
     licence: str
     source: str
     recipe: dict[str, str | int | float]
@@ -51,7 +52,7 @@ def publish(dest: str | Path, plan: DatasetPlan, job: Job | None = None) -> Data
 
     DataError if `dest` holds anything else, and where an image is unreadable that is not to be skipped.
     """
-    url = str(dest)
+    url, plan = str(dest), _with_variants(plan)
     plan.output.check()
     try:
         existing = _existing(url, plan)
@@ -66,6 +67,20 @@ def publish(dest: str | Path, plan: DatasetPlan, job: Job | None = None) -> Data
     return existing
 
 
+def _with_variants(plan: DatasetPlan) -> DatasetPlan:
+    """Mirrored training images besides, where latents of them are wanted. DataError where there can be no latents."""
+    latents = plan.output.latents
+    if latents is None:
+        return plan
+    channels, height, width = plan.shape
+    if channels != 3:
+        raise DataError("auto-encoders see RGB images, these are gray: prepare them without --encode.")
+    latents.encoder.shape(height, width)
+    if not latents.flip_variant:
+        return plan
+    return replace(plan, splits={**plan.splits, "train": plan.splits["train"].with_mirrored()})
+
+
 def _existing(url: str, plan: DatasetPlan) -> DatasetDescription | None:
     """The verified description of a data set of the same plan; None where there is nothing yet."""
     if not exists(join_url(url, DESCRIPTION_FILE)):
@@ -78,6 +93,8 @@ def _existing(url: str, plan: DatasetPlan) -> DatasetDescription | None:
         raise DataError(f"{url} holds another data set ({text}): choose another folder or remove it.")
     for split in found.splits:
         open_dataset(url, split)
+    if is_remote(url):
+        delete_records(url)  # of a writing that was ended right before it did so itself
     return found
 
 
@@ -89,19 +106,20 @@ def _check_empty(folder: Path) -> None:
 def _identity(plan: DatasetPlan) -> Plan:
     """All that decides the bytes, so that only the same command goes on where another stopped."""
     samples = {f"{split} samples": len(samples) for split, samples in plan.splits.items()}
-    return {"name": plan.name, "classes": len(plan.classes), **samples, **plan.recipe, **_software()}
+    return {"name": plan.name, "classes": len(plan.classes), **samples, **plan.recipe, **_software(plan)}
 
 
-def _software() -> dict[str, str]:
-    return {package: version(package) for package in ("numpy", "pillow", "webdataset")}
+def _software(plan: DatasetPlan) -> dict[str, str]:
+    latents = plan.output.latents
+    also = () if latents is None else latents.encoder.software
+    return {package: version(package) for package in ("numpy", "pillow", "webdataset", *also)}
 
 
 def _write(target: Target, plan: DatasetPlan, job: Job) -> DatasetDescription:
     output = plan.output
+    image_format = output.image_format if output.latents is None else None
     written = {
-        split: write_split(
-            target, split, Encoder(samples, plan.transform, output.image_format, output.quality), output, job
-        )
+        split: write_split(target, split, Encoder(samples, plan.transform, image_format, output.quality), output, job)
         for split, samples in plan.splits.items()
     }
     description = _description(plan, written)
@@ -111,8 +129,9 @@ def _write(target: Target, plan: DatasetPlan, job: Job) -> DatasetDescription:
 
 
 def _description(plan: DatasetPlan, written: Mapping[str, WrittenSplit]) -> DatasetDescription:
-    channels, height, width = plan.shape
-    mean, std = _pixel_moments(written["train"], height * width)
+    latents = plan.output.latents
+    channels, height, width = plan.shape if latents is None else latents.encoder.shape(*plan.shape[1:])
+    mean, std = _moments(written["train"], height * width, 255 if latents is None else UNIT)
     return DatasetDescription(
         name=plan.name,
         classes=plan.classes,
@@ -127,19 +146,20 @@ def _description(plan: DatasetPlan, written: Mapping[str, WrittenSplit]) -> Data
         },
         mean=mean,
         std=std,
+        latents=None if latents is None else latents.description,
         licence=plan.licence,
         source=plan.source,
         skipped=[name for part in written.values() for name in part.skipped],
         enlarged=sum(part.enlarged for part in written.values()),
         recipe=plan.recipe,
-        software=_software(),
+        software=_software(plan),
     )
 
 
-def _pixel_moments(part: WrittenSplit, pixels: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel, pixels in [0, 1], of images of `pixels` pixels; the sums are exact."""
-    count = len(part.index) * pixels
+def _moments(part: WrittenSplit, places: int, unit: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel of samples of so many places; the sums of 1/`unit` are exact."""
+    count = len(part.index) * places
     pairs = list(zip(part.sums.tolist(), part.squares.tolist(), strict=True))
-    mean = [total / (255 * count) for total, _ in pairs]
-    variance = [(count * squares - total * total) / (255 * count) ** 2 for total, squares in pairs]
+    mean = [total / (unit * count) for total, _ in pairs]
+    variance = [(count * squares - total * total) / (unit * count) ** 2 for total, squares in pairs]
     return mean, np.sqrt(variance).tolist()

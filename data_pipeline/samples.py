@@ -14,6 +14,7 @@ import numpy as np
 
 from data_pipeline.readers import Reader
 
+MIRRORED = b"-mirrored"
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")  # a dot would end the key, a slash would be a folder
 
 
@@ -25,6 +26,7 @@ class Samples:
     labels: np.ndarray  # (N,) int32
     numbers: np.ndarray  # (N,) int64: what the reader knows them by
     reader: Reader
+    mirrored: np.ndarray | None = None  # (N,) bool: left and right exchanged; None: none of them
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -32,7 +34,15 @@ class Samples:
     def take(self, positions: np.ndarray | Sequence[int]) -> Self:
         """Those at `positions` (M,)."""
         chosen = np.asarray(positions, np.int64)
-        return type(self)(self.keys[chosen], self.labels[chosen], self.numbers[chosen], self.reader)
+        mirrored = None if self.mirrored is None else self.mirrored[chosen]
+        return type(self)(self.keys[chosen], self.labels[chosen], self.numbers[chosen], self.reader, mirrored)
+
+    def with_mirrored(self) -> Self:
+        """All of them, and after them all again as mirror images; their keys end in `-mirrored`."""
+        assert self.mirrored is None, "once is enough"
+        twice = self.take(np.tile(np.arange(len(self)), 2))
+        keys = np.concatenate([self.keys, np.char.add(self.keys, MIRRORED)])
+        return type(self)(keys, twice.labels, twice.numbers, self.reader, np.arange(len(keys)) >= len(self))
 
     def limited(self, per_class: int | None) -> Self:
         """The first `per_class` of each class; None keeps all."""

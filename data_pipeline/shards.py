@@ -21,7 +21,6 @@ from data_pipeline.encoding import Broken, Encoded, Encoder, Output, encode_in_o
 from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex
 from data_pipeline.order import random_bits, random_permutation
-from data_pipeline.pictures import SUFFIXES
 from data_pipeline.records import FinishedShard, ShardRecord, Target, file_crc32, sync
 
 
@@ -59,7 +58,7 @@ class WrittenSplit:
     """What was written, and what was met on the way."""
 
     index: ShardIndex
-    sums: np.ndarray  # (C,) int64: of all pixels
+    sums: np.ndarray  # (C,) int64: of all pixels, of latents in parts
     squares: np.ndarray  # (C,) int64
     skipped: list[str]  # names of unreadable samples
     enlarged: int  # samples that were smaller than the resolution
@@ -71,7 +70,8 @@ def write_split(target: Target, split: str, encoder: Encoder, output: Output, jo
     order = random_permutation(random_bits(output.seed, 0), len(encoder.samples))
     done = finished[-1].record.end if finished else 0
     bar = job.progress(split, len(order), done)
-    stream = _Usable(encode_in_order(encoder, order[done:], job.processes), done, job.skip_broken, bar)
+    encoded = encode_in_order(encoder, order, done, job.processes, output.latents)
+    stream = _Usable(encoded, done, job.skip_broken, bar)
     try:
         for first in stream:
             name = shard_name(split, len(finished))
@@ -146,13 +146,12 @@ class _Totals:
 def _write_shard(path: Path, name: str, samples: Iterable[Encoded], stream: _Usable, output: Output) -> FinishedShard:
     """Write samples up to a full shard to `path`; the checksums are of what can be read back from it."""
     keys, labels, sizes, totals = [], [], [], _Totals()
-    suffix = SUFFIXES[output.image_format]
     with path.open("w+b") as file:
         with TarWriter(file, encoder=False, mtime=0) as tar:
             for sample in samples:
                 start = tar.tarstream.offset
                 label = str(sample.label).encode()
-                tar.write({"__key__": sample.key.decode("ascii"), suffix: sample.image, LABEL: label})
+                tar.write({"__key__": sample.key.decode("ascii"), output.suffix: sample.image, LABEL: label})
                 keys.append(sample.key)
                 labels.append(sample.label)
                 sizes.append(tar.tarstream.offset - start)

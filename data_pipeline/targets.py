@@ -11,8 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.records import FinishedShard, Target, file_crc32, load_finished, sync
-from data_pipeline.storage import exists, is_remote, join_url, list_url, local_path, open_url, size_of, write_object
+from data_pipeline.records import FinishedShard, Target, file_crc32, load_finished
+from data_pipeline.storage import (
+    delete,
+    exists,
+    is_remote,
+    join_url,
+    list_url,
+    local_path,
+    open_url,
+    size_of,
+    write_object,
+)
+from data_pipeline.storage.local import sync_folder, write_file
 
 PLAN = "plan.json"
 UNFINISHED = "unfinished"  # the folder of records inside a bucket
@@ -56,13 +67,13 @@ class FolderTarget:
         path.rename(self.folder / shard.name)
         sync_folder(self.folder)
         for name, content in _files_of(shard).items():
-            _write(self._records / name, content)
+            write_file(str(self._records / name), content)
 
     def publish(self, files: dict[str, bytes]) -> None:
         for part in self.folder.glob("*.part"):
             part.unlink()
         for name, content in files.items():
-            _write(self.folder / name, content)
+            write_file(str(self.folder / name), content)
         self.folder.rename(self._dest)  # replaces an empty folder, fails on any other
         sync_folder(self._dest.parent)
 
@@ -83,7 +94,7 @@ def _folder_target(dest: Path, plan: Plan) -> Iterator[FolderTarget]:
         target = FolderTarget(dest, partial)
         try:
             if not (partial / PLAN).exists():
-                _write(partial / PLAN, json.dumps(plan).encode())
+                write_file(str(partial / PLAN), json.dumps(plan).encode())
             yield target
         except BaseException:
             if not target.has_finished_shards:
@@ -106,11 +117,13 @@ def _lock(descriptor: int, dest: Path) -> None:
 class BucketTarget:
     """A folder of a bucket: each shard is uploaded while the next is written, and removed here.
 
-    Records lie in `unfinished/` beside the shards, so any machine can go on; dataset.json is the last object.
+    Records lie in `unfinished/` beside the shards, so any machine can go on; dataset.json is the last object, after
+    which they are deleted.
     """
 
-    def __init__(self, url: str, folder: Path):
-        self._url, self.folder = url, folder
+    def __init__(self, url: str, folder: Path, plan: Plan | None):
+        """`plan`: to be written with the first shard; before, nothing is worth going on with."""
+        self._url, self.folder, self._plan = url, folder, plan
         self._uploads = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._upload: Future[None] | None = None
 
@@ -120,11 +133,10 @@ class BucketTarget:
         """The target at `url`, whose last upload is awaited at the end."""
         records = join_url(url, UNFINISHED)
         _check_same_plan(records, plan, f"delete the objects below {url}")
-        if not exists(join_url(records, PLAN)):
-            if list_url(url):
-                raise DataError(f"{url} holds objects that are not a data set: choose another folder of the bucket.")
-            write_object(join_url(records, PLAN), json.dumps(plan).encode())
-        target = cls(url, staging)
+        is_begun = exists(join_url(records, PLAN))
+        if not is_begun and list_url(url):
+            raise DataError(f"{url} holds objects that are not a data set: choose another folder of the bucket.")
+        target = cls(url, staging, None if is_begun else plan)
         try:
             yield target
             target._await_upload()
@@ -145,17 +157,27 @@ class BucketTarget:
         self._await_upload()
         for name, content in files.items():
             write_object(join_url(self._url, name), content)
+        delete_records(self._url)
 
     def _await_upload(self) -> None:
         if self._upload is not None:
             self._upload.result()
 
     def _send(self, path: Path, shard: FinishedShard) -> None:
+        if self._plan is not None:
+            write_object(join_url(self._url, f"{UNFINISHED}/{PLAN}"), json.dumps(self._plan).encode())
+            self._plan = None
         with path.open("rb") as file:
             write_object(join_url(self._url, shard.name), file)
         path.unlink()
         for name, content in _files_of(shard).items():
             write_object(join_url(self._url, f"{UNFINISHED}/{name}"), content)
+
+
+def delete_records(url: str) -> None:
+    """Remove what a bucket remembers of the writing of a data set that is complete."""
+    records = join_url(url, UNFINISHED)
+    delete([record for record in list_url(records) if record != records])
 
 
 def _files_of(shard: FinishedShard) -> dict[str, bytes]:
@@ -171,8 +193,10 @@ def _check_same_plan(folder: str, plan: Plan, mend: str) -> None:
     with open_url(url) as file:
         try:
             found = json.load(file)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{url} is damaged: {mend}, and repeat the command.") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{url} is damaged: {mend}, and repeat the command.")
     if found != plan:
         raise DataError(
             f"{folder} holds the unfinished work of another command ({difference(found, plan)}): repeat that one to go "
@@ -186,22 +210,3 @@ def difference(found: Plan, wanted: Plan) -> str:
     return ", ".join(
         f"{key} {found.get(key)} instead of {wanted.get(key)}" for key in keys if found.get(key) != wanted.get(key)
     )
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file so that it is whole or absent, whatever happens."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        file.write(content)
-        sync(file)
-    part.rename(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names inside a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

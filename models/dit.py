@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.attention import attention
 from models.execution import Execution
-from models.layers import ConditionEmbedding, Conditioning, WeightingHead, pixel_norm
+from models.layers import ConditionEmbedding, Conditioning, WeightingHead, pixel_norm, unit_modulation
 from models.tangent.dual import value_of
 
 
@@ -40,15 +40,38 @@ class DiTOptions:
             raise ValueError("network.dropout must be in [0, 1)")
 
 
+SHAPES = {  # DiT table 1: width, depth, heads
+    "dit-s": (384, 12, 6),
+    "dit-b": (768, 12, 12),
+    "dit-l": (1024, 24, 16),
+    "dit-xl": (1152, 28, 16),
+}
+
+
+@dataclass(frozen=True)
+class DiTSize:
+    """A published width, depth and number of heads, on patches of 2x2; the blocks are this module's."""
+
+    name: Literal["dit-s", "dit-b", "dit-l", "dit-xl"]
+    dropout: float = 0.0
+    time_scale: float = 1.0  # highest frequency of the embedding of time, rad per unit
+
+    def __post_init__(self) -> None:
+        assert self.free
+
+    @property
+    def free(self) -> DiTOptions:
+        """The same network by width and depth."""
+        width, depth, heads = SHAPES[self.name]
+        return DiTOptions("dit", width, depth, heads, dropout=self.dropout, time_scale=self.time_scale)
+
+
 class AdaptiveDoubleNorm(nn.Module):
     """pnorm(x) * pnorm(scale(c)) + pnorm(shift(c)): (B, N, W), (B, W) -> (B, N, W)."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.modulation = nn.Linear(width, 2 * width)
-        nn.init.normal_(self.modulation.weight, std=0.02)
-        with torch.no_grad():  # of unit size: pnorm of a small vector would magnify its change with t
-            self.modulation.bias.copy_(torch.cat([torch.ones(width), torch.randn(width)]))
+        self.modulation = unit_modulation(width, width)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         scale, shift = self.modulation(condition)[:, None].chunk(2, dim=-1)

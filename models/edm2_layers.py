@@ -31,11 +31,12 @@ class MPCondition(nn.Module):
         super().__init__()
         width = options.channels
         self.num_classes = told.num_classes
-        self.time = MPFourier(width) if options.name == "edm2" else PositionalEmbedding(width)
+        self.time = MPFourier(width) if options.name == "edm2" else PositionalEmbedding(width, options.time_period)
         self.slow = PositionalEmbedding(width)
-        half, _ = sum_factors(0.5)
+        half = sum_factors(0.5)[0] if options.told_classes else 1.0
         self.noise = MPLinear(width, 4 * width, half)
-        self.label = MPLinear(told.num_classes, 4 * width, half * math.sqrt(told.num_classes))
+        size = half * math.sqrt(told.num_classes)
+        self.label = MPLinear(told.num_classes, 4 * width, size) if options.told_classes else None
         self.guidance = MPLinear(width, width, gained=True) if told.guided else None
         self.end = MPLinear(width, width, gained=True) if told.jumps else None
         self.augmentation = MPLinear(AUGMENTATION_LABELS, width, gained=True) if told.augmented else None
@@ -53,6 +54,8 @@ class MPCondition(nn.Module):
             time = time + self.end(self.slow(end.to(time.dtype)))
         if self.augmentation is not None and augmentation is not None:  # none when drawing
             time = time + self.augmentation(augmentation.to(time.dtype))
+        if self.label is None:
+            return mp_silu(self.noise(time))
         classes = F.one_hot(labels, self.num_classes + 1)[:, :-1].to(time.dtype)  # "no class" is zero
         return mp_silu(self.noise(time) + self.label(classes))
 
@@ -72,14 +75,16 @@ class DoubleNorm(nn.Module):
     """pnorm(y) * pnorm(scale) + pnorm(shift), the adaptive double normalisation of sCM section 4.1.
 
     The scale comes from the first half of the condition, the shift from the second: as many weights as `Modulation`.
+    With the `whole` both see all of it (edm2_sCM's networks).
     """
 
-    def __init__(self, width: int, outputs: int):
+    def __init__(self, width: int, outputs: int, *, whole: bool):
         super().__init__()
-        self.scale, self.shift = MPLinear(width // 2, outputs), MPLinear(width // 2, outputs)
+        self.whole, seen = whole, width if whole else width // 2
+        self.scale, self.shift = MPLinear(seen, outputs), MPLinear(seen, outputs)
 
     def forward(self, y: Tensor, condition: Tensor) -> Tensor:
-        first, second = condition.chunk(2, dim=1)
+        first, second = (condition, condition) if self.whole else condition.chunk(2, dim=1)
         scale, shift = (unit_size(x, 1)[:, :, None, None] for x in (self.scale(first), self.shift(second)))
         return torch.addcmul(shift, unit_size(y, 1), scale)
 
@@ -129,7 +134,10 @@ class Block(nn.Module):
         inputs += appended
         self.skip = MPConv(inputs, outputs, 1) if inputs != outputs else None
         self.first = MPConv(inputs if decodes else outputs, outputs, 3, 1 / SILU)
-        self.modulation = (Modulation if options.name == "edm2" else DoubleNorm)(4 * options.channels, outputs)
+        told = (4 * options.channels, outputs)
+        self.modulation = (
+            Modulation(*told) if options.name == "edm2" else DoubleNorm(*told, whole=options.whole_condition)
+        )
         everywhere = options.dropout_below is None or resolution <= options.dropout_below
         self.dropout = nn.Dropout(options.dropout if everywhere else 0.0)
         self.second = MPConv(outputs, outputs, 3, ADDED / SILU)

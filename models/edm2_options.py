@@ -25,6 +25,9 @@ class EDM2Options:
     head_channels: int = 64
     dropout: float = 0.0
     dropout_below: int | None = None  # dropout at resolutions up to this one alone; None: at all
+    told_classes: bool = True  # false: EDM2's networks without classes, which guide others
+    whole_condition: bool = False  # edm2-scm: scale and shift see all of the condition, with twice the weights
+    time_period: float = 100.0  # edm2-scm: of the slowest frequency of the embedding of time to the fastest
 
     def __post_init__(self) -> None:
         for key in ("channels", "blocks", "head_channels"):

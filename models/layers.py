@@ -67,6 +67,18 @@ def _pixel_norm(function, args, kwargs):
         return Dual(y, _off_radius(x.tangent, y, inverse_rms))
 
 
+def unit_modulation(width: int, outputs: int) -> nn.Linear:
+    """Makes scale and shift of an adaptive double normalisation, pnorm(scale) and pnorm(shift): (B, W) -> (B, 2 O).
+
+    At first they are of unit size: pnorm of a small vector would magnify its change with t.
+    """
+    layer = nn.Linear(width, 2 * outputs)
+    nn.init.normal_(layer.weight, std=0.02)
+    with torch.no_grad():
+        layer.bias.copy_(torch.cat([torch.ones(outputs), torch.randn(outputs)]))
+    return layer
+
+
 class PositionalEmbedding(nn.Module):
     """Sines and cosines of t, at `scale` down to scale/period rad per unit of t: (B,) -> (B, W), dtype of t.
 
@@ -83,6 +95,21 @@ class PositionalEmbedding(nn.Module):
         exponents = torch.arange(half, device=t.device, dtype=t.dtype) / max(half - 1, 1)
         angles = t[:, None] * (self.scale * torch.exp(-math.log(self.period) * exponents))
         return math.sqrt(2) * torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class Held(nn.Module):
+    """A layer whose own parameters no gradient moves: random numbers that whatever keeps weights must keep."""
+
+    @staticmethod
+    def held(parameter: Tensor) -> Tensor:
+        """The same values with a gradient of zero; engines and optimizers wait for one."""
+        return parameter.detach() + 0 * parameter
+
+
+def held_parameters(network: nn.Module) -> set[str]:
+    """Names of the parameters that stay what they are."""
+    layers = [(name, part) for name, part in network.named_modules() if isinstance(part, Held)]
+    return {f"{name}.{own}" for name, part in layers for own, _ in part.named_parameters(recurse=False)}
 
 
 class WideLinear(nn.Linear):
@@ -110,7 +137,42 @@ class Conditioning:
 AUGMENTATION_LABELS = 9
 
 
-class ConditionEmbedding(nn.Module):
+class ToldBeside(nn.Module):
+    """What of `told` joins an embedding of the time of `width` numbers. Silent at first."""
+
+    guidance: nn.Module | None
+    end: nn.Module | None
+    augmentation: nn.Module | None
+
+    def silent_layers(self, width: int, told: Conditioning) -> None:
+        """Makes the layers."""
+        self.guidance = _silent(width, width) if told.guided else None
+        self.end = _silent(width, width) if told.jumps else None
+        # Without a bias, so that nine zeros say what nothing says: the image is as it was.
+        self.augmentation = _silent(AUGMENTATION_LABELS, width, bias=False) if told.augmented else None
+
+    def joined(
+        self,
+        total: Tensor,
+        embed: nn.Module,
+        guidance: Tensor | None,
+        end: Tensor | None,
+        augmentation: Tensor | None,
+    ) -> Tensor:
+        """(B, W), 2 x (B,), (B, 9) -> (B, W); `embed` makes W numbers of one, such as a scale of guidance."""
+        assert (guidance is None) == (self.guidance is None), "a guided network, and no other, is told a scale"
+        assert (end is None) == (self.end is None), "a network that jumps, and no other, is told where to"
+        if self.guidance is not None and guidance is not None:
+            total = total + self.guidance(embed(guidance.to(total.dtype)))
+        if self.end is not None and end is not None:
+            total = total + self.end(embed(end.to(total.dtype)))
+        assert augmentation is None or self.augmentation is not None, "this network is not told of augmentation"
+        if self.augmentation is not None and augmentation is not None:  # none when drawing
+            total = total + self.augmentation(augmentation.to(total.dtype))
+        return total
+
+
+class ConditionEmbedding(ToldBeside):
     """Time, class and the rest of `told` to one vector per sample, in the dtype of t: (B,), (B,), ... -> (B, W)."""
 
     def __init__(self, width: int, told: Conditioning, time_scale: float = 1.0):
@@ -120,25 +182,13 @@ class ConditionEmbedding(nn.Module):
         self.out = WideLinear(width, width)
         self.label = nn.Embedding(told.num_classes + 1, width)
         nn.init.normal_(self.label.weight, std=0.5)
-        self.guidance = _silent(width, width) if told.guided else None
-        self.end = _silent(width, width) if told.jumps else None
-        # Without a bias, so that nine zeros say what nothing says: the image is as it was.
-        self.augmentation = _silent(AUGMENTATION_LABELS, width, bias=False) if told.augmented else None
+        self.silent_layers(width, told)
 
     def forward(
         self, t: Tensor, labels: Tensor, guidance: Tensor | None, end: Tensor | None, augmentation: Tensor | None
     ) -> Tensor:
-        assert (guidance is None) == (self.guidance is None), "a guided network, and no other, is told a scale"
-        assert (end is None) == (self.end is None), "a network that jumps, and no other, is told where to"
         total = self.out(F.silu(self.hidden(self.time(t)))) + self.label(labels)
-        if self.guidance is not None and guidance is not None:
-            total = total + self.guidance(self.time(guidance.to(total.dtype)))
-        if self.end is not None and end is not None:
-            total = total + self.end(self.time(end.to(total.dtype)))
-        assert augmentation is None or self.augmentation is not None, "this network is not told of augmentation"
-        if self.augmentation is not None and augmentation is not None:  # none when drawing
-            total = total + self.augmentation(augmentation.to(total.dtype))
-        return F.silu(total)
+        return F.silu(self.joined(total, self.time, guidance, end, augmentation))
 
 
 def _silent(inputs: int, width: int, bias: bool = True) -> WideLinear:

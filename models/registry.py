@@ -6,18 +6,20 @@ keys; its `free` says what it stands for.
 
 from torch import nn
 
-from models.dit import DiT, DiTOptions
+from models.dit import DiT, DiTOptions, DiTSize
 from models.edm2 import EDM2
 from models.edm2_options import EDM2Options, EDM2Size
 from models.execution import Execution
 from models.layers import Conditioning
+from models.unet import UNet
+from models.unet_options import ADMOptions, ADMSize, UNetOptions
 
-FreeOptions = DiTOptions | EDM2Options
-SizeOptions = EDM2Size
+FreeOptions = DiTOptions | EDM2Options | UNetOptions | ADMOptions
+SizeOptions = DiTSize | EDM2Size | ADMSize
 NetworkOptions = FreeOptions | SizeOptions  # told apart by `name`
 UNNAMED = "dit"  # what a description without a name means
 
-_FAMILIES: dict[type, type[nn.Module]] = {DiTOptions: DiT, EDM2Options: EDM2}
+_FAMILIES: dict[type, type[nn.Module]] = {DiTOptions: DiT, EDM2Options: EDM2, UNetOptions: UNet, ADMOptions: UNet}
 
 
 def free_form(options: NetworkOptions) -> FreeOptions:

@@ -5,9 +5,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from data_pipeline import storage
 from data_pipeline.cache import CacheOptions
 from data_pipeline.description import DatasetDescription
+from data_pipeline.latents import CONVENTIONS
 from data_pipeline.loader import ShardedDataset, open_dataset
+from data_pipeline.storage import StorageSettings
 from models.execution import Execution
 from models.layers import Conditioning
 from models.registry import build_network
@@ -16,6 +19,7 @@ from sctrain.config.loading import difference
 from sctrain.config.objectives import Diffusion
 from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.errors import UserError
+from sctrain.latents import LatentSpace
 from sctrain.parameterization import Parameterization
 from sctrain.processes import ModelSpace
 from sctrain.runs import RunFolder, is_finished
@@ -37,7 +41,15 @@ def pinned(config: RunConfig) -> RunConfig:
         if source is not None and source.images is None:
             images = (saved.get(key) or {}).get("images") or newest_images(source.run)
             pins[key] = source.model_copy(update={"images": images})
-    return config.model_copy(update=pins)
+    carried = config.model_copy(update=pins)
+    return carried.model_copy(update={"licence": _licences(carried)})
+
+
+def _licences(config: RunConfig) -> str:
+    """Its own and those of the weights that it starts from or learns from: they hold for what is made of them."""
+    sources = [source for source in (config.teacher, config.start_from) if source is not None]
+    found = [config.licence, *(_described(source).licence for source in sources)]
+    return "; ".join(dict.fromkeys(part for text in found for part in text.split("; ") if part))
 
 
 def is_trained(config: RunConfig) -> bool:
@@ -46,8 +58,17 @@ def is_trained(config: RunConfig) -> bool:
     return is_finished(folder) and not difference(folder.saved_config(), pinned(config))
 
 
+def use_storage(config: RunConfig) -> None:
+    """Let this process, and those that it starts for data, ask stores as the run says."""
+    about = config.data.storage
+    settings = StorageSettings(about.timeout_seconds, about.retry_budget_seconds, about.parallel)
+    if settings != storage.settings():  # or what is under way would be given up
+        storage.configure(settings)
+
+
 def open_split(config: RunConfig) -> ShardedDataset:
-    """The data of the run."""
+    """The data of the run, read as it says from now on."""
+    use_storage(config)
     data = config.data
     folder = None if data.cache_folder is None else str(data.cache_folder)
     cache = CacheOptions(folder, data.cache_bytes)
@@ -56,13 +77,32 @@ def open_split(config: RunConfig) -> ShardedDataset:
 
 def model_space(config: RunConfig, data: DatasetDescription) -> ModelSpace:
     """Pixels, or latents as they are, to x of standard deviation sigma_data."""
+    _refuse_another_convention(config, data)
     for key in ("mean", "std"):
         if len(getattr(config.data, key)) not in (1, data.channels):
             raise UserError(
                 f"data.{key} has {len(getattr(config.data, key))} values for images of {data.channels} channels"
             )
-    unit = 255.0 if data.latents is None else 1.0
-    return ModelSpace(tuple(config.data.mean), tuple(config.data.std), config.sigma_data, unit)
+    at = (tuple(config.data.mean), tuple(config.data.std), config.sigma_data)
+    if data.latents is None:
+        return ModelSpace(*at)
+    return LatentSpace(*at, 1.0, config.data.vae, config.data.latents)
+
+
+def _refuse_another_convention(config: RunConfig, data: DatasetDescription) -> None:
+    """UserError unless the run takes the latents for what they are."""
+    stored = None if data.latents is None else data.latents.convention
+    theirs, ours = stored if stored in CONVENTIONS else None, config.data.latents
+    if theirs == ours:
+        return
+    if data.latents is None:
+        raise UserError(f"data.latents is {ours}, but {config.data.url} holds images: remove it, or prepare latents")
+    if theirs is None:
+        raise UserError(f"{config.data.url} holds latents of convention '{stored}', not {ours}: remove 'data.latents'")
+    raise UserError(
+        f"{config.data.url} holds latents of convention {theirs}, this run has data.latents "
+        f"{ours or 'none'}: set it to {theirs}, for the same image is another x"
+    )
 
 
 def blueprint(config: RunConfig, data: DatasetDescription) -> Blueprint:
@@ -94,7 +134,7 @@ def told(config: RunConfig, data: DatasetDescription) -> Conditioning:
 
 def parameterization(config: RunConfig) -> Parameterization:
     """How the output of this run's network becomes F."""
-    return Parameterization(config.sigma_data, config.noise_input, config.objective.anchor)
+    return Parameterization(config.sigma_data, config.noise_input, config.objective.anchor, config.network_output)
 
 
 def refuse_unfit_sources(config: RunConfig) -> None:
@@ -105,6 +145,7 @@ def refuse_unfit_sources(config: RunConfig) -> None:
     if start is None:
         return
     _refuse_another_input(config, start)
+    _refuse_other_latents(config, start, _described(start))
     _refuse_another_network(config, start)
     started = _described(start).objective.name
     if config.objective.name == "lcf" and started not in ("lcm", "lcf"):
@@ -130,6 +171,7 @@ def _refuse_as_teacher(config: RunConfig, source: WeightsFrom) -> None:
             f"{source.run} was trained with sigma_data {taught.sigma_data}, this run has {config.sigma_data}; "
             "set 'sigma_data' to the teacher's"
         )
+    _refuse_other_latents(config, source, taught)
     for key in ("mean", "std"):
         theirs, ours = (list(getattr(run.data, key)) for run in (taught, config))
         if (len(theirs) == len(ours) and theirs != ours) or {*theirs} != {*ours}:  # one value stands for all channels
@@ -138,6 +180,14 @@ def _refuse_as_teacher(config: RunConfig, source: WeightsFrom) -> None:
                 f"set 'data.{key}' to the teacher's"
             )
     _refuse_another_network(config, source)
+
+
+def _refuse_other_latents(config: RunConfig, source: WeightsFrom, theirs: RunConfig) -> None:
+    if theirs.data.latents != config.data.latents:
+        raise UserError(
+            f"{source.run} was trained on {theirs.data.latents or 'no'} latents, this run has "
+            f"data.latents {config.data.latents or 'none'}: use data and weights of one convention"
+        )
 
 
 def _refuse_another_network(config: RunConfig, source: WeightsFrom) -> None:
@@ -152,12 +202,15 @@ def _refuse_another_network(config: RunConfig, source: WeightsFrom) -> None:
 
 
 def _refuse_another_input(config: RunConfig, source: WeightsFrom) -> None:
-    """UserError if the weights come from a network that is told another function of the noise."""
-    theirs = _described(source).noise_input
-    if theirs != config.noise_input:
-        raise UserError(
-            f"the network of {source.run} is told {theirs}: set 'noise_input' to {theirs}, or start from another"
-        )
+    """UserError if the weights come from a network that is told, or says, something else, and is not to relearn it."""
+    described = _described(source)
+    for key, does in (("noise_input", "is told"), ("network_output", "says the")):
+        theirs = getattr(described, key)
+        if theirs != getattr(config, key) and not source.relearns:
+            raise UserError(
+                f"the network of {source.run} {does} {theirs}: set '{key}' to {theirs}, start from another, or let it "
+                "learn the change with 'start_from.relearns' true"
+            )
 
 
 def teacher_network(config: RunConfig, data: DatasetDescription) -> tuple[Blueprint, Values]:

@@ -2,8 +2,8 @@
 
 Exit codes: 0 done; 1 a defect of ours (with a traceback) or another rank's failure; 2 a mistake the user can mend (one
 sentence on stderr); 75 stopped by a signal after a checkpoint, the same command goes on; 130 interrupted from the
-keyboard. A command lives in `sctrain/commands/` and is imported only when it is called, so `sctrain --help` needs
-neither torch nor DeepSpeed.
+keyboard; 141, without a word, where nobody reads the output any more (`sctrain ... | head`). A command lives in
+`sctrain/commands/` and is imported only when it is called, so `sctrain --help` needs neither torch nor DeepSpeed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import errno
 import importlib
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from sctrain.errors import OwnUserError, UserError
 
 USER_ERROR = 2
 INTERRUPTED = 130
+UNREAD = 141  # what shells call a program that SIGPIPE ended
 LOST_PEER = OwnUserError("another rank ended; its own message says why")
 _LOST_PEER_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's words
 # Names that `bench` and `sample` know, written once more here so that --help needs no torch.
@@ -31,6 +33,8 @@ _STUDENTS = ("sct", "scd", "scd-guided")
 _ENGINES = ("single_pass", "two_pass", "finite_difference")
 _SAMPLERS = ("consistency", "jumps", "heun", "euler", "dpm")
 _ATTENTION = ("reference", "blocked", "triton")
+_MODULES = {"import": "import_published", "verify-published": "verify_published"}  # where not the command's name
+_PUBLISHED = [f"edm2-{form}{size}" for form in ("", "scm-") for size in ("xs", "s", "m", "l", "xl", "xxl")]
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
 
 
@@ -38,15 +42,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        args = parse(argv)
-        return importlib.import_module(f"sctrain.commands.{args.command}").run(args)
+        return _run(argv)
     except KeyboardInterrupt:
         return INTERRUPTED
     except (UserError, DataError, OSError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return UNREAD
         if "--debug" in argv or not (told := _for_people(error)):
             raise
         _tell(told)
         return USER_ERROR if told is not LOST_PEER else 1
+
+
+def _run(argv: Sequence[str]) -> int:
+    try:
+        args = parse(argv)
+        module = _MODULES.get(args.command, args.command)
+        return importlib.import_module(f"sctrain.commands.{module}").run(args)
+    finally:
+        sys.stdout.flush()  # an end of its reader is met here, and not when the interpreter ends
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of our output has ended, as `head` does; what is left of it then goes nowhere."""
+    unread = False
+    for stream in (1, 2):
+        poll = select.poll()
+        poll.register(stream, 0)
+        if any(events & select.POLLERR for _, events in poll.poll(0)):
+            unread = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    return unread
 
 
 def _for_people(error: Exception) -> Exception | None:
@@ -150,6 +176,7 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     told = "what the guide is told: no label (EDM2; default if it knows that), or the same (autoguidance)"
     parser.add_argument("--guide-labels", choices=("none", "same"), help=told)
     parser.add_argument("--ema", type=float, help="relative EMA width (default: the run's first to be scored)")
+    parser.add_argument("--vae", type=Path, metavar="FOLDER", help="auto-encoder that decodes latents (or data.vae)")
     parser.add_argument("--out", type=Path, default=Path("grid.png"), help="image file (default: grid.png)")
 
 
@@ -199,6 +226,27 @@ def _edit(parser: argparse.ArgumentParser) -> None:
         kind.add_argument("--save-each", action="store_true", help="the single results beside it, as OUT-0.png ...")
 
 
+def _import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", type=Path, help=".pkl of EDM or EDM2, .pt of OpenAI's, .safetensors, diffusers folder"
+    )
+    parser.add_argument("--to", type=Path, required=True, metavar="RUN", help="run folder to write")
+    parser.add_argument("--data", required=True, metavar="URL", help="data set of the same shape and classes")
+    parser.add_argument("--network", metavar="YAML", help="where the file does not say: '{name: adm, channels: 64}'")
+    parser.add_argument("--objective", choices=("edm", "trigflow", "cd", "ct", "sct", "scd"), help="it was trained by")
+    parser.add_argument("--key", default="ema", help="which network of a pickle (default: ema)")
+    parser.add_argument("--licence", help="of the weights (default: as their publisher says)")
+
+
+def _verify_published(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="published weights, statistics and Inception")
+    parser.add_argument("--samples", type=count, default=50_000, help="images per figure (default: 50000)")
+    parser.add_argument("--batch", type=count, default=64, help="images at once (default: 64)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", metavar="TEXT", help="entries whose file name has this in it")
+    parser.add_argument("--json", action="store_true", help="a list of rows instead of a table")
+
+
 def _times(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="run folder of a student")
     parser.add_argument("--steps", type=count, default=2, help="sampling steps (default: 2)")
@@ -213,6 +261,7 @@ def _times(parser: argparse.ArgumentParser) -> None:
 def _bench(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     step = kinds.add_parser("step", help="consistency steps beside a plain diffusion step of the same network")
+    step.add_argument("--network", choices=_PUBLISHED, metavar="NAME", help="edm2-xs .. edm2-scm-xxl in place of a DiT")
     step.add_argument("--width", type=count, default=384)
     step.add_argument("--depth", type=count, default=8)
     step.add_argument("--heads", type=count, default=6)
@@ -224,6 +273,7 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     step.add_argument("--ranks", type=count, nargs="+", default=[1, 2], help="numbers of local ranks (default: 1 2)")
     step.add_argument("--objectives", nargs="+", choices=_STUDENTS, default=_STUDENTS, metavar="NAME")
     step.add_argument("--engines", nargs="+", choices=_ENGINES, default=_ENGINES, metavar="NAME")
+    step.add_argument("--checkpointing", choices=("no", "yes"), nargs="+", default=["no", "yes"], help="default: both")
     step.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     attention = kinds.add_parser("attention", help="attention with tangents beside its value alone, over lengths")
     lengths = [2**power for power in range(8, 15)]
@@ -318,6 +368,10 @@ def _quickstart(parser: argparse.ArgumentParser) -> None:
     _add_overrides(parser)
 
 
+def _models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="a list of objects instead of a table")
+
+
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "prepare": ("write a data set as shards and train its evaluation classifier", _prepare),
     "data": ("describe, verify or show a data set", _data),
@@ -326,11 +380,14 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "sample": ("draw images from the newest snapshot of a run", _sample),
     "export": ("write one EMA of a run as safetensors or a diffusers pipeline", _export),
     "edit": ("fill in, colour, sharpen or denoise your pictures with a consistency model", _edit),
+    "import": ("make a run of published weights, running nothing of theirs", _import),
+    "verify-published": ("draw and score published weights against the published figures", _verify_published),
     "times": ("search the best times for a student's several steps", _times),
     "doctor": ("check this machine, and a run description with its tangents if one is given", _doctor),
     "plan": ("tell whether a run fits on so many GPUs, and what to change if not", _plan),
     "bench": ("measure what training and sampling cost here", _bench),
     "sweep": ("train one description with several values of its keys, and compare", _sweep),
+    "models": ("list the networks by name: parameters, multiply-adds, what they take", _models),
     "smoke": ("shrink recipes and run them through train, resume and sample on the CPU", _smoke),
     "plot": ("draw the schedules of a run description", _plot),
     "report": ("write report.html and figures.json about finished runs", _report),

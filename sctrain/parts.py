@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from data_pipeline.allocator import keep_freed_memory
 from data_pipeline.loader import Batch as RawBatch
 from data_pipeline.loader import BatchStream, ReadOptions, ShardedDataset, stream
 from models.attention import chosen_backend
@@ -34,6 +35,7 @@ from sctrain.zero.ema import ShardedPowerEma
 from sctrain.zero.engine import ExactNetwork, FrozenEngine, StudentEngine
 from sctrain.zero.memory import Memories
 from sctrain.zero.target import TargetNetwork
+from sctrain.zero.weight_norm import ForcedWeightNorm
 from sctrain.zero.world import World
 
 
@@ -53,6 +55,8 @@ class Parts:
         self.memories = Memories(config.offload, RunFolder(config.run_dir).offload)
         self.student, self.target, networks = self._engines()
         self.adversary = self._adversary()
+        if world.device.type == "cpu" and config.offload.optimizer != "disk":  # there memory is what lacks
+            keep_freed_memory()  # now: the blocks that construction leaves are not those that training asks for
         self.networks = replace(networks, adversary=self.adversary and Adversary(self.adversary.module, self.adversary))
 
     def _engines(self) -> tuple[StudentEngine, TargetNetwork | None, Networks]:
@@ -64,6 +68,7 @@ class Parts:
         laid_out = self._laid_out(self._blueprint, zero, trained=True)
         student = StudentEngine(laid_out, config.optimizer, zero, self.memories.optimizer)
         student.shards.fill(first)
+        ForcedWeightNorm(student.shards, laid_out).apply()
         target = None
         if config.objective.has_target:
             target = TargetNetwork(

@@ -29,7 +29,7 @@ def write_tensors(
         for name, tensor in tensors:
             assert name == next(names, None) and tuple(tensor.shape) == tuple(shapes[name]), f"{name} is unexpected"
             assert tensor.dtype == torch.float32, f"{name} is not float32"
-            raw = memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            raw = memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
             file.write(raw)
             digest.update(raw)
             count += len(raw)

@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from data_pipeline.shards import Job
 from data_pipeline.sources.checks import check_resolution, check_share
 from data_pipeline.split import held_out
 from data_pipeline.storage import is_remote, list_url, open_url, read_range
+from data_pipeline.storage.urls import shown
 from data_pipeline.tars import Member, scan_file
 
 MOST_LABEL = 2**20  # bytes of a .cls or .json
@@ -59,7 +59,7 @@ def prepare_shards(
     urls = list_url(source)
     found = [sample for number, url in enumerate(urls) for sample in _samples(number, url, label_key, unlabelled)]
     if not found:
-        raise DataError(f"{source} holds no samples: give shards of images (.jpg, .jpeg, .png or .webp).")
+        raise DataError(f"{shown(source)} holds no samples: give shards of images (.jpg, .jpeg, .png or .webp).")
     classes, labels = _classes(source, [sample.label for sample in found])
     reader = RangeReader(
         tuple(urls),
@@ -76,7 +76,7 @@ def prepare_shards(
         classes=classes,
         shape=(3, resolution, resolution),
         licence="that of the source",
-        source=without_secrets(source),
+        source=shown(source),
         recipe={
             "resolution": resolution,
             "test_share": test_share,
@@ -88,12 +88,6 @@ def prepare_shards(
         output=output,
     )
     return publish(dest, plan, job)
-
-
-def without_secrets(source: str) -> str:
-    """The list as dataset.json may record it: without passwords, and without queries, which may be signatures."""
-    parts = (part.partition("?")[0] for part in source.split("::"))
-    return "::".join(re.sub(r"(://)[^/]*@", r"\1", part) for part in parts)
 
 
 def _samples(shard: int, url: str, label_key: str, unlabelled: bool) -> Iterator[_Found]:
@@ -146,10 +140,12 @@ def _classes(source: str, labels: Sequence[Label]) -> tuple[list[str], list[int]
     if all(isinstance(label, int) for label in labels):
         numbers = [int(label) for label in labels]
         if min(numbers) < 0 or max(numbers) >= 2**20:
-            raise DataError(f"{source} has labels from {min(numbers)} to {max(numbers)}: class numbers start at 0.")
+            raise DataError(
+                f"{shown(source)} has labels from {min(numbers)} to {max(numbers)}: class numbers start at 0."
+            )
         return [str(number) for number in range(max(numbers) + 1)], numbers
     if not all(isinstance(label, str) for label in labels):
-        raise DataError(f"{source} has both numbers and words for labels: choose one kind.")
+        raise DataError(f"{shown(source)} has both numbers and words for labels: choose one kind.")
     names = sorted({str(label) for label in labels})
     places = {name: number for number, name in enumerate(names)}
     return names, [places[str(label)] for label in labels]

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 __all__ = [
     "StorageSettings",
     "configure",
+    "delete",
     "exists",
+    "forget",
     "is_remote",
     "join_url",
     "list_url",
@@ -33,7 +35,9 @@ __all__ = [
     "read_pieces",
     "read_range",
     "read_ranges",
+    "settings",
     "size_of",
+    "sizes_in",
     "statistics",
     "write_object",
 ]
@@ -43,12 +47,17 @@ _settings = StorageSettings()
 _reader = RemoteReader(_settings, _statistics)
 
 
-def configure(settings: StorageSettings) -> None:
+def configure(wanted: StorageSettings) -> None:
     """Read from stores in this way from now on. What was known of objects is forgotten, for they may have changed."""
     global _settings, _reader
     _reader.close()
     forget_clients()
-    _settings, _reader = settings, RemoteReader(settings, _statistics)
+    _settings, _reader = wanted, RemoteReader(wanted, _statistics)
+
+
+def settings() -> StorageSettings:
+    """How stores are read now. A process that reads for another is started with what `configure` takes from here."""
+    return _settings
 
 
 def statistics() -> dict[str, float]:
@@ -84,6 +93,11 @@ def size_of(url: str) -> int:
     return _reader.size_of(url) if is_remote(url) else local.size_of(url)
 
 
+def sizes_in(url: str) -> dict[str, int] | None:
+    """Bytes of the files or objects right in the folder `url`, by name; None where the store keeps no list for us."""
+    return objects.sizes_in(_reader, url) if is_remote(url) else local.sizes_in(url)
+
+
 def exists(url: str) -> bool:
     """Whether there is an object of this name, or on this machine a folder."""
     return _reader.exists(url) if is_remote(url) else local_path(url).exists()
@@ -106,6 +120,19 @@ def write_object(url: str, content: BinaryIO | bytes) -> None:
         return
     _reader.forget(url)
     objects.write_object(_settings, _statistics, url, content)
+
+
+def forget(url: str) -> None:
+    """The object is not what it should be: look at it anew when it is read next. Files are always looked at."""
+    _reader.forget(url)
+
+
+def delete(urls: Sequence[str]) -> None:
+    """Remove files or objects, of which some may be gone already; DataError if a store does not let us."""
+    for url in (remote := [url for url in urls if is_remote(url)]):
+        _reader.forget(url)
+    objects.delete(_reader, remote)
+    local.delete(url for url in urls if not is_remote(url))
 
 
 @atexit.register

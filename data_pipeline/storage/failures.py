@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from obstore.exceptions import BaseError, NotSupportedError, PermissionDeniedError, UnauthenticatedError
 
-from data_pipeline.errors import PREPARE_AGAIN, DataError, MissingError
+from data_pipeline.errors import PREPARE_AGAIN, DataError, DeniedError, MissingError
 from data_pipeline.storage.urls import shown
 
 TRANSPORT_ERRORS = (BaseError, FileNotFoundError, ValueError, OSError)
@@ -27,13 +27,12 @@ class Failure(NamedTuple):
     reason: str
     mend: str = LATER
     most: float = inf  # in a row; then asking again is in vain
-    missing: bool = False
+    kind: type[DataError] = DataError
 
     def error(self, url: str, after_s: float = 0.0, *, done: str = "read") -> DataError:
         """The sentence; `after_s`: seconds of trying."""
         tried = f" after {after_s:.0f} s of trying" if after_s >= 1 else ""
-        kind = MissingError if self.missing else DataError
-        return kind(f"{shown(url)} cannot be {done}{tried} ({self.reason}): {self.mend}.")
+        return self.kind(f"{shown(url)} cannot be {done}{tried} ({self.reason}): {self.mend}.")
 
 
 # A store that mixes up its answers now and then does not give a wrong one so many times in a row.
@@ -50,9 +49,9 @@ def failure_of(error: Exception) -> Failure:
         return Failure("no credentials were found", CREDENTIALS, most=3)
     if isinstance(error, FileNotFoundError) or status in GONE:
         reason = "it ends too early" if status == 416 else f"it does not exist, HTTP {status or 404}"
-        return Failure(reason, f"check the address, or {PREPARE_AGAIN}", most=1, missing=True)
+        return Failure(reason, f"check the address, or {PREPARE_AGAIN}", most=1, kind=MissingError)
     if isinstance(error, PermissionDeniedError | UnauthenticatedError) or status in (401, 403):
-        return Failure(f"access denied, HTTP {status or 403}", CREDENTIALS, most=1)
+        return Failure(f"access denied, HTTP {status or 403}", CREDENTIALS, most=1, kind=DeniedError)
     if isinstance(error, NotSupportedError):
         return Failure("the server does not answer byte ranges", "serve it from another server", most=1)
     if status is not None:

@@ -7,7 +7,7 @@ share no offset.
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -47,6 +47,15 @@ def size_of(url: str) -> int:
         raise _unreadable(url, error) from error
 
 
+def sizes_in(url: str) -> dict[str, int]:
+    """Bytes of the files right in a folder, by name."""
+    try:
+        with os.scandir(local_path(url)) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    except OSError as error:
+        raise _unreadable(url, error) from error
+
+
 def list_folder(url: str) -> list[str]:
     """What lies in a folder, sorted; the file itself for a file; nothing where there is nothing."""
     path = local_path(url)
@@ -62,17 +71,38 @@ def write_file(url: str, content: BinaryIO | bytes) -> None:
     """Write a file that is complete or absent."""
     path = local_path(url)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         with partial.open("wb") as file:
             file.write(content) if isinstance(content, bytes) else shutil.copyfileobj(content, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         raise DataError(f"{url} cannot be written ({error.strerror}): check the disk and its permissions.") from error
     finally:
         partial.unlink(missing_ok=True)
+        _descriptor.cache_clear()  # or the old file would be read on
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names inside a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def delete(urls: Iterable[str]) -> None:
+    """Remove files that are there."""
+    for url in urls:
+        try:
+            local_path(url).unlink(missing_ok=True)
+        except OSError as error:
+            raise DataError(f"{url} cannot be deleted ({error.strerror}): check its permissions.") from error
+    _descriptor.cache_clear()  # what is written under these names later is another file
 
 
 class _Descriptor:

@@ -19,9 +19,16 @@ class Patience:
     """The budget of one read. It begins anew whenever something arrived."""
 
     def __init__(
-        self, url: str, settings: StorageSettings, statistics: Statistics, stop: threading.Event | None = None
+        self,
+        url: str,
+        settings: StorageSettings,
+        statistics: Statistics,
+        stop: threading.Event | None = None,
+        *,
+        done: str = "read",
     ):
-        self._url = url
+        """`done`: what is tried, as a message says it."""
+        self._url, self._done = url, done
         self._budget = settings.retry_budget_s
         self._statistics = statistics
         self._stop = stop or threading.Event()
@@ -42,10 +49,10 @@ class Patience:
         tried = time.monotonic() - self._since
         delay = _jitter.uniform(0.5, 1.0) * min(FIRST_DELAY_S * 2 ** min(self._failures - 1, 10), LONGEST_DELAY_S)
         if self._alike >= failure.most or tried + delay > self._budget or self._stop.is_set():
-            raise failure.error(self._url, tried)
+            raise failure.error(self._url, tried, done=self._done)
         if tried > SILENT_S and not self._told:
             self._told = True
             _log.warning("%s: %s; asking again for up to %.0f s", shown(self._url), failure.reason, self._budget)
         self._statistics.add("retries")
         if self._stop.wait(delay):
-            raise failure.error(self._url, tried)
+            raise failure.error(self._url, tried, done=self._done)

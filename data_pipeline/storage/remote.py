@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 PIECE_BYTES = 2**19  # what has arrived is handed on in pieces of about so much, whatever comes after
+AGREED, PROVEN = 2, 3  # answers
+MOST_LOOKS = 8  # at an object of which every answer tells something else
 Result = TypeVar("Result")
 
 
@@ -48,8 +51,9 @@ class RemoteReader:
         self._settings = settings
         self._statistics = statistics
         self._threads = DaemonThreads(settings.parallel)
+        self._slots = threading.Semaphore(settings.parallel)  # for callers have threads of their own too
         self._identities: dict[str, Identity] = {}
-        self._heard: dict[str, set[Identity]] = {}  # of objects whose identity is not known yet
+        self._votes: dict[str, Counter[Identity]] = {}  # how many answers told it
         self._voting = threading.Lock()
         self._stops: weakref.WeakSet[threading.Event] = weakref.WeakSet()
 
@@ -63,13 +67,16 @@ class RemoteReader:
         """The object may be another from now on."""
         with self._voting:
             self._identities.pop(url, None)
-            self._heard.pop(url, None)
+            self._votes.pop(url, None)
 
     def size_of(self, url: str) -> int:
         """Size in bytes, as of the first looks at the object."""
-        while url not in self._identities:
-            self._answer(url, self._look(url))
-        return self._identities[url].size
+        known = self._identities.get(url)
+        for _ in range(MOST_LOOKS):
+            known = known or self._answer(url, self._look(url))
+        if known is None:
+            raise REPLACED.error(url)
+        return known.size
 
     def exists(self, url: str) -> bool:
         """Whether there is such an object now."""
@@ -105,13 +112,13 @@ class RemoteReader:
         finally:
             stop.set()
 
-    def ask(self, url: str, request: Callable[[Client], Result]) -> Result:
+    def ask(self, url: str, request: Callable[[Client], Result], *, done: str = "read") -> Result:
         """A request that answers at once or fails, repeated until the budget is spent."""
-        patience = Patience(url, self._settings, self._statistics)
+        patience = Patience(url, self._settings, self._statistics, done=done)
         while True:
             client = client_of(url, self._settings)
             try:
-                with self._statistics.request():
+                with self._slots, self._statistics.request():
                     return request(client)
             except TRANSPORT_ERRORS as error:
                 failure = failure_of(error)
@@ -129,28 +136,31 @@ class RemoteReader:
 
     def _expect(self, url: str) -> None:
         """Look at an object before it is read, unless an answer about it is known."""
-        if url not in self._identities and url not in self._heard:
+        if url not in self._votes:
             self._answer(url, self._look(url))
 
     def _answer(self, url: str, answer: Identity) -> Identity | None:
-        """What the object is remembered by, given one more answer: the first that two answers agree on."""
+        """What the object is remembered by, given one more answer: the first that two answers agree on.
+
+        These may both have been wrong, so until there is a third, another that more agree on takes its place.
+        """
         with self._voting:
-            if url not in self._identities:
-                heard = self._heard.setdefault(url, set())
-                if answer in heard:
-                    self._identities[url] = answer
-                    del self._heard[url]
-                heard.add(answer)
-            return self._identities.get(url)
+            votes, known = self._votes.setdefault(url, Counter()), self._identities.get(url)
+            votes[answer] += 1
+            is_doubtful = known is None or votes[known] < min(PROVEN, votes[answer])
+            if votes[answer] >= AGREED and is_doubtful:
+                known = self._identities[url] = answer
+            return known
 
     def _fetch(self, url: str, part: Range, stop: threading.Event) -> Iterator[Buffer]:
         """One range; what arrived before a failure is kept and the rest asked for."""
         offset, end = part[0], sum(part)
         patience = Patience(url, self._settings, self._statistics, stop)
+        version: list[Identity] = []  # of what has arrived, which the rest must have too
         while offset < end:
             failure = None
             try:
-                for piece in self._attempt(url, offset, end - offset):
+                for piece in self._attempt(url, offset, end - offset, version):
                     offset += len(piece)
                     patience.progress()
                     yield piece
@@ -159,14 +169,14 @@ class RemoteReader:
             if failure is not None:
                 patience.failed(failure)  # outside of `except`: what is raised here has no history
 
-    def _attempt(self, url: str, offset: int, size: int) -> Iterator[Any]:
+    def _attempt(self, url: str, offset: int, size: int, version: list[Identity]) -> Iterator[Any]:
         """What one request brings; _Failed if that is not all."""
         client, name = client_of(url, self._settings), object_name(url)
         try:
-            with self._statistics.request():
+            with self._slots, self._statistics.request():
                 result = obstore.get(client, name, options={"range": (offset, offset + size)})
                 found = _identity_of(result.meta)
-                if self._answer(url, found) != found:
+                if self._answer(url, found) != found or version not in ([], [found]):
                     raise _Failed(REPLACED)
                 if offset + size > found.size:
                     end = offset + size
@@ -177,6 +187,7 @@ class RemoteReader:
                     if len(piece) > size:
                         raise _Failed(OVERLONG)
                     size -= len(piece)
+                    version[:] = [found]
                     self._statistics.add("bytes", len(piece))
                     yield piece
         except TRANSPORT_ERRORS as error:

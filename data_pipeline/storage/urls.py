@@ -55,7 +55,11 @@ def split_remote(url: str) -> tuple[str, str, str]:
 
 
 def shown(url: str) -> str:
-    """The URL as messages may show it: without a user, a password, or a query, which may be a signature."""
+    """The URL or list as people may see it: without users, passwords, or queries, which may be signatures."""
+    return "::".join(_shown(part) for part in url.split("::"))
+
+
+def _shown(url: str) -> str:
     if not is_remote(url):
         return url
     scheme, _, rest = url.partition("://")

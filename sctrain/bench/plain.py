@@ -1,4 +1,4 @@
-"""The DiT once more as a plain PyTorch training step, with nothing of ours: what our diffusion step is held against."""
+"""Networks once more as plain PyTorch, with nothing of ours: what our forwards and diffusion steps are held against."""
 
 import math
 
@@ -7,11 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.dit import Block, DiT, grid_embedding
+from models.edm2 import EDM2
+from sctrain.bench.plain_edm2 import plain_edm2
+from sctrain.bench.timing import Step
 
 
-def plain_forward(network: DiT, u: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+def plain_forward(network: DiT | EDM2, u: Tensor, t: Tensor, labels: Tensor) -> Tensor:
     """F with the network's own weights: (B, C, H, W), (B,), (B,) -> (B, C, H, W)."""
+    return plain_edm2(network, u, t, labels) if isinstance(network, EDM2) else _plain_dit(network, u, t, labels)
 
+
+def _plain_dit(network: DiT, u: Tensor, t: Tensor, labels: Tensor) -> Tensor:
     def norm(x: Tensor) -> Tensor:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
 
@@ -36,7 +42,15 @@ def plain_forward(network: DiT, u: Tensor, t: Tensor, labels: Tensor) -> Tensor:
     return network.from_tokens(network.head(double_norm(x, network.norm.modulation)))
 
 
-def plain_step(network: DiT, u: Tensor, t: Tensor, labels: Tensor, target: Tensor) -> None:
+def plain_step(network: DiT | EDM2, u: Tensor, t: Tensor, labels: Tensor, target: Tensor) -> None:
     """Gradients of the mean squared error."""
     network.zero_grad(set_to_none=True)
     F.mse_loss(plain_forward(network, u, t, labels), target).backward()
+
+
+def plain_steps(network: DiT | EDM2, u: Tensor, t: Tensor, labels: Tensor, target: Tensor) -> tuple[Step, Step]:
+    """The forward and the step, once they are known to compute what the network does."""
+    forward = torch.no_grad()(lambda: plain_forward(network, u, t, labels))
+    with torch.no_grad():
+        torch.testing.assert_close(forward(), network(u, t, labels)[0], rtol=1e-3, atol=1e-4)
+    return Step(forward), Step(lambda: plain_step(network, u, t, labels, target))

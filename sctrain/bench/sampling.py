@@ -93,7 +93,7 @@ def subjects(runs: Sequence[Path], settings: SampleSettings) -> list[Subject]:
 
 def measure(found: Sequence[Subject], settings: SampleSettings, device: torch.device) -> list[SampleRow]:
     """One row per way of drawing, all from the same noise and labels; each is warmed up by one batch, untimed."""
-    distance = Distance.of(found[0].config.data.url, device)
+    distance = Distance.of(found[0].config.data.url, device, found[0].config.data.vae)
     rows: list[SampleRow] = []
     for subject in found:
         generator = Generator.of(subject.run, subject.images, subject.ema, device, settings.guidance)

@@ -13,12 +13,14 @@ import torch
 from torch import nn
 
 from models.dit import DiT, DiTOptions
+from models.edm2 import EDM2
+from models.edm2_options import EDM2Size
 from models.execution import Execution
 from models.layers import Conditioning
 from models.registry import build_network
 from models.tangent.engines import tangent_engine
 from sctrain.bench.memory import Footprint, footprint
-from sctrain.bench.plain import plain_forward, plain_step
+from sctrain.bench.plain import plain_steps
 from sctrain.bench.timing import Spread, Step, Timed, interleaved
 from sctrain.config.schema import OptimizerConfig
 from sctrain.objectives.base import Draws, Networks, Objective
@@ -42,6 +44,7 @@ TEACHER_PASSES = {"sct": 0, "scd": 1, "scd-guided": 2}
 class StepSettings:
     """The network, its batch over all ranks, and what to compare."""
 
+    network: str | None = None  # a published size by name, in place of a DiT of the following shape
     width: int = 384
     depth: int = 8
     heads: int = 6
@@ -53,10 +56,13 @@ class StepSettings:
     rounds: int = 5
     objectives: tuple[str, ...] = ("sct", "scd", "scd-guided")
     engines: tuple[str, ...] = ("single_pass", "two_pass", "finite_difference")
+    checkpointing: tuple[str, ...] = ("no", "yes")
 
     @property
     def tangent_share(self) -> float:
         """Multiply-adds of a tangent over those of a forward: attention has four products for its two."""
+        if self.network is not None:
+            return 1.0  # attention is a hundredth of it
         linear, attention = 24 * self.width**2, 4 * (self.side // PATCH) ** 2 * self.width
         return (linear + 2 * attention) / (linear + attention)
 
@@ -83,7 +89,7 @@ class Row:
 class _Setting:
     """A network with a teacher, and one fixed batch of this rank."""
 
-    network: nn.Module
+    network: DiT | EDM2
     student: Callable
     teacher: Callable
     draws: Draws
@@ -94,7 +100,7 @@ class _Setting:
 def measure(settings: StepSettings, world: World | None, device: torch.device) -> list[Row]:
     """All rows for one number of ranks; every rank takes part, and the rows of rank 0 count."""
     rows: list[Row] = []
-    for checkpointing in (False, True):
+    for checkpointing in (word == "yes" for word in settings.checkpointing):
         setting = _setting(settings, world, device, checkpointing)
         steps = {
             (name, engine): _step(settings, setting, name, engine)
@@ -104,7 +110,9 @@ def measure(settings: StepSettings, world: World | None, device: torch.device) -
         baseline = _step(settings, setting, "diffusion", "none")
         extras = {("forward", "none"): Step(lambda s=setting: _forward(s))}
         if world is None and not checkpointing and settings.precision == "fp32":
-            extras["plain PyTorch diffusion", "none"] = _plain(setting)
+            draws = setting.draws
+            forward, diffusion = plain_steps(setting.network, draws.x0 / 0.5, draws.t, draws.labels, draws.z)
+            extras |= {("plain PyTorch forward", "none"): forward, ("plain PyTorch diffusion", "none"): diffusion}
         barrier = world.barrier if world is not None else lambda: None
         base, timed = interleaved(baseline, extras | steps, settings.rounds, barrier)
         prints = {key: _footprint(step) for key, step in {("diffusion", "none"): baseline, **steps}.items()}
@@ -154,7 +162,9 @@ def _limit(name: str, engine: str, share: float, tangent_share: float) -> float 
 def _setting(settings: StepSettings, world: World | None, device: torch.device, checkpointing: bool) -> _Setting:
     size = settings.batch // (1 if world is None else world.size)
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    network, teacher = (_network(settings, checkpointing, seed) for seed in (0, 1))
+    distils = any(TEACHER_PASSES[name] for name in settings.objectives)
+    network = _network(settings, checkpointing, seed=0)
+    teacher = _network(settings, checkpointing, seed=1) if distils else nn.Identity()
     if world is None:
         network, teacher = network.to(device, dtype), teacher.to(device, dtype).requires_grad_(False)
         student, backward = network, lambda loss: loss.backward()
@@ -169,7 +179,7 @@ def _setting(settings: StepSettings, world: World | None, device: torch.device, 
             "zero_optimization": {"stage": 3, "memory_efficient_linear": False, **_KEEP_NOTHING},
         }
         student = StudentEngine(network, OptimizerConfig(), config)
-        teacher = FrozenEngine(teacher, config, device)
+        teacher = FrozenEngine(teacher, config, device) if distils else teacher
         backward = student.backward
 
         def finish() -> None:
@@ -178,16 +188,19 @@ def _setting(settings: StepSettings, world: World | None, device: torch.device, 
     return _Setting(network, student, teacher, _draws(settings, size, device), backward, finish)
 
 
-def _network(settings: StepSettings, checkpointing: bool, seed: int) -> DiT:
+def _network(settings: StepSettings, checkpointing: bool, seed: int) -> DiT | EDM2:
     """Nothing is zero at the start, so nothing is free."""
     torch.manual_seed(seed)
-    options = DiTOptions(width=settings.width, depth=settings.depth, heads=settings.heads, patch_size=PATCH)
+    if settings.network is None:
+        options = DiTOptions(width=settings.width, depth=settings.depth, heads=settings.heads, patch_size=PATCH)
+    else:
+        options = EDM2Size(settings.network)  # pyright: ignore[reportArgumentType]
     execution = Execution(settings.attention, checkpointing)  # pyright: ignore[reportArgumentType]
     network = build_network(options, CHANNELS, settings.side, settings.side, Conditioning(CLASSES), execution=execution)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    assert isinstance(network, DiT)
+    assert isinstance(network, DiT | EDM2)
     return network
 
 
@@ -228,16 +241,6 @@ def _objective(name: str) -> Objective:
 def _forward(setting: _Setting) -> None:
     draws = setting.draws
     setting.student(draws.x0 / 0.5, draws.t, draws.labels)
-
-
-def _plain(setting: _Setting) -> Step:
-    """The plain PyTorch step, once it is known to compute the same."""
-    network, draws = setting.network, setting.draws
-    assert isinstance(network, DiT)
-    arguments = (network, draws.x0 / 0.5, draws.t, draws.labels)
-    with torch.no_grad():
-        torch.testing.assert_close(plain_forward(*arguments), network(*arguments[1:])[0], rtol=1e-3, atol=1e-4)
-    return Step(lambda: plain_step(*arguments, draws.z))
 
 
 def _footprint(step: Step) -> Footprint:

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 
 from data_pipeline.dataset import ShardedDataset, open_dataset
 from data_pipeline.parallel import cores
@@ -16,6 +15,7 @@ from data_pipeline.verify import verify_dataset
 from sctrain.commands.drawing import PIXELS, picture_file
 from sctrain.commands.prepare import progress_bar
 from sctrain.errors import UserError
+from sctrain.evaluation.images import open_pictures
 from sctrain.reporting.console import say
 from sctrain.reporting.contact_sheet import contact_sheet
 
@@ -105,11 +105,12 @@ def _show(args: argparse.Namespace) -> int:
         raise UserError(f"--count {args.count} is too many for one picture; {MOST_SHOWN} is the most")
     dataset = open_dataset(args.url, args.split)
     chosen = _choose(dataset, args)
-    images, labels = dataset.read(chosen)
-    if images.dtype != torch.uint8:
-        raise UserError(f"{args.url} holds latents, not images; `show` has no decoder for them")
-    names = dataset.description.classes
-    about = dataset.description
+    if dataset.description.latents is not None and args.vae is None:
+        raise UserError(f"{args.url} holds latents, not images: give --vae, the folder of their decoder")
+    pictures = open_pictures(args.url, args.split, args.vae)
+    images, labels = pictures.read(chosen)
+    about = pictures.description
+    names = about.classes
     title = f"{about.name}  ·  {args.split}  ·  {about.width}x{about.height}  ·  {len(dataset):,} images"
     sheet = contact_sheet(images, [names[label] for label in labels.tolist()], title)
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -50,6 +50,13 @@ def _add_output(kind: argparse.ArgumentParser) -> None:
     kind.add_argument("--shard-size", type=byte_size, default=2**28, help="a shard is closed there (default: 256MiB)")
     kind.add_argument("--seed", type=int, default=0, help="of the order of the samples (default: 0)")
     kind.add_argument("--limit", type=count, metavar="N", help="the first N images of each class only, for a trial")
+    kind.add_argument("--encode", choices=("vae",), help="write latents, means and deviations, instead of images")
+    kind.add_argument("--vae", type=Path, metavar="FOLDER", help="of Stable Diffusion's auto-encoder (sd-vae-ft-mse)")
+    ranges = "what the encoder is shown: scm [-1, 1] (default), edm2 [0, 1]"
+    kind.add_argument("--convention", choices=("scm", "edm2"), default="scm", help=ranges)
+    mirrored = "the latents of mirrored training images too, for latents have no mirror images"
+    kind.add_argument("--flip-variant", action="store_true", help=mirrored)
+    kind.add_argument("--latent-type", choices=("float16", "float32"), default="float32", help="default: float32")
 
 
 def _add_work(kind: argparse.ArgumentParser) -> None:
@@ -80,6 +87,7 @@ def add_data(parser: argparse.ArgumentParser, add_global_flags: Adder) -> None:
     show.add_argument("--class", dest="label", metavar="CLASS", help="number or name: images of this class only")
     show.add_argument("--split", default="train", help="default: train")
     show.add_argument("--seed", type=int, default=0, help="of the choice (default: 0)")
+    show.add_argument("--vae", type=Path, metavar="FOLDER", help="auto-encoder that decodes latents")
 
 
 def count(text: str) -> int:

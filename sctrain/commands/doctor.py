@@ -19,8 +19,10 @@ import torch
 
 from data_pipeline.description import read_description
 from data_pipeline.errors import DataError
+from data_pipeline.parallel import cores
 from launchers.local import run_ranks
 from sctrain import SIBLINGS, package_folder
+from sctrain.building import use_storage
 from sctrain.commands.train import planned_ranks
 from sctrain.config.deepspeed import derive_batch
 from sctrain.config.loading import load
@@ -71,7 +73,7 @@ def _findings(args: argparse.Namespace) -> Iterator[Finding]:
     yield from (_library(name) for name in _OLDEST)
     yield from (Finding(f"package {name} from {package_folder(name)}") for name in ("sctrain", *SIBLINGS))
     yield Finding(f"accelerator: {_accelerator()}")
-    yield Finding(f"{len(os.sched_getaffinity(0))} CPU cores")
+    yield Finding(f"{cores()} CPU cores")
     yield _compiler()
     yield _headers()
     yield _extensions_folder()
@@ -134,6 +136,7 @@ def _shared_memory(config: RunConfig | None) -> Finding:
 
 
 def _data(config: RunConfig) -> Finding:
+    use_storage(config)
     try:
         description = read_description(config.data.url)
     except DataError as error:

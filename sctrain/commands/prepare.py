@@ -4,12 +4,14 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from tqdm import tqdm
 
 from data_pipeline.description import DatasetDescription
 from data_pipeline.digits import prepare_digits
 from data_pipeline.encoding import Output
+from data_pipeline.latents import LatentOutput
 from data_pipeline.parallel import cores
 from data_pipeline.shards import Bar, Job
 from data_pipeline.sources.cifar10 import prepare_cifar10
@@ -37,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         verdict.require_sound(args.dest)
         say(f"{args.dest}: {verdict.samples:,} samples read again, {verdict.bytes:,} bytes: all as written")
     if _wants_classifier(args, data):
-        _train_classifier(args.dest)
+        _train_classifier(args.dest, None if data.latents is None else args.vae)
     return 0
 
 
@@ -102,6 +104,20 @@ _KINDS: dict[str, Callable[[argparse.Namespace], DatasetDescription]] = {
 }
 
 
+def _latents(args: argparse.Namespace) -> LatentOutput | None:
+    """What --encode vae asks for. UserError where its flags do not go together."""
+    if args.encode is None:
+        if args.vae is not None or args.flip_variant:
+            raise UserError("--vae and --flip-variant are for latents: add --encode vae, or leave them out")
+        return None
+    if args.vae is None:
+        raise UserError("--encode vae needs --vae, the folder of Stable Diffusion's auto-encoder")
+    from sctrain.commands.drawing import device  # these need torch, which the worker processes do without
+    from sctrain.vae import load_vae
+
+    return LatentOutput(load_vae(args.vae, args.convention, device()), args.flip_variant, args.latent_type)
+
+
 def _output(args: argparse.Namespace) -> Output:
     return Output(
         image_format=args.format,
@@ -110,6 +126,7 @@ def _output(args: argparse.Namespace) -> Output:
         shard_bytes=args.shard_size,
         seed=args.seed,
         limit=args.limit,
+        latents=_latents(args),
     )
 
 
@@ -119,23 +136,24 @@ def _job(args: argparse.Namespace) -> Job:
 
 def _tell(dest: str, data: DatasetDescription) -> None:
     counts = ", ".join(f"{split.samples:,} {name}" for name, split in data.splits.items())
-    say(f"{dest}: {data.height}x{data.width}, {len(data.classes):,} classes, images: {counts}")
+    what = "images" if data.latents is None else f"latents ({data.latents.convention})"
+    say(f"{dest}: {data.height}x{data.width}, {len(data.classes):,} classes, {what}: {counts}")
     if data.enlarged:
-        say(f"{dest}: {data.enlarged:,} images were smaller than {data.height} pixels and were enlarged, as ADM does")
+        say(f"{dest}: {data.enlarged:,} images were smaller than the resolution and were enlarged, as ADM does")
     if data.skipped:
         more = f" and {len(data.skipped) - NAMED:,} more" if len(data.skipped) > NAMED else ""
         say(f"{dest}: {len(data.skipped):,} unreadable images left out: {', '.join(data.skipped[:NAMED])}{more}")
 
 
 def _wants_classifier(args: argparse.Namespace, data: DatasetDescription) -> bool:
-    if args.classifier is not None or is_remote(args.dest) or "test" not in data.splits:
+    if args.classifier is not None or is_remote(args.dest) or "test" not in data.splits or data.latents is not None:
         return bool(args.classifier)
     samples = sum(split.samples for split in data.splits.values())
     return samples * data.channels * data.height * data.width <= CLASSIFIER_BYTES
 
 
-def _train_classifier(dest: str) -> None:
+def _train_classifier(dest: str, vae: Path | None) -> None:
     from sctrain.evaluation.extractor import train_extractor  # needs torch, which the worker processes do without
 
-    accuracy = train_extractor(dest)["held_out_accuracy"]
+    accuracy = train_extractor(dest, vae)["held_out_accuracy"]
     say(f"{dest}: the evaluation classifier gets {accuracy:.1%} of the test images right")

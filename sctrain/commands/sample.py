@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     )
     label = _label(source, args.label)
     picture_file("--out", args.out, PIXELS)
-    generator = Generator.from_source(source, device(), args.guidance, _guide(source, args))
+    generator = Generator.from_source(source, device(), args.guidance, _guide(source, args)).decoding(args.vae)
     drawn = generator.draw(method, args.seed, args.count, label)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     image_grid(generator.space.to_pixels(drawn.x)).save(args.out)

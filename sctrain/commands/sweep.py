@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from data_pipeline.parallel import cores
 from sctrain.bench.comparison import Row, as_json, rows, summary
 from sctrain.commands.drawing import picture_file
 from sctrain.config.loading import load
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     plot = args.plot or args.out / "sweep.png"
     picture_file("--plot", plot)
     trials = list(_trials(args))
-    jobs = args.jobs or len(os.sched_getaffinity(0))
+    jobs = args.jobs or cores()
     say(f"{len(trials)} runs in {args.out}, {jobs} side by side; repeat the command to go on")
     failed = run_all(trials, jobs)
     found = rows(trials, {})

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     if args.steps < 2 or args.samples < 2:
         raise UserError("--steps and --samples must be at least 2: the first time is where the process ends")
     generator = Generator.of(args.run, images, ema_width(config, args.ema), device(), args.guidance)
-    distance = Distance.of(config.data.url, generator.device)
+    distance = Distance.of(config.data.url, generator.device, config.data.vae)
 
     def score(method: Method) -> float:
         return distance(generator.draw(method, args.seed, args.samples).pixels(generator.space))

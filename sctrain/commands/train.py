@@ -6,9 +6,8 @@ import sys
 
 import torch
 
-from data_pipeline.dataset import open_dataset
 from launchers.local import run_ranks
-from sctrain.building import pinned, refuse_unfit_sources
+from sctrain.building import open_split, pinned, refuse_unfit_sources
 from sctrain.config.deepspeed import derive_batch
 from sctrain.config.loading import dump, load
 from sctrain.config.schema import RunConfig
@@ -25,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
         return _train(config)
     ranks = planned_ranks(config)
     derive_batch(config, ranks)  # these three refuse before any process starts
-    open_dataset(config.data.url, config.data.split)
+    open_split(config)
     refuse_unfit_sources(pinned(config))
     debug = ["--debug"] if args.debug else []
     return run_ranks([sys.executable, "-m", "sctrain", *debug, "train", args.config, *overrides], ranks, os.environ)

@@ -14,6 +14,7 @@ from sctrain.config.objectives import (
 )
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
+from sctrain.parameterization import SMOOTH
 
 # Neighbours may be compared in bf16 on so many noise levels: CD's grids of 18 and 40 and LCM's 50 times are coarse
 # enough. The error that bf16 makes in f_t - f_s, root mean squares over sCD's digits network: 7% of the difference on
@@ -26,10 +27,11 @@ def check(config: RunConfig) -> None:
     """UserError for the first contradiction; it names the keys and the mend."""
     _check_teacher(config)
     _check_counts(config)
-    refuse_contradictions(config.deepspeed)
+    refuse_contradictions(config)
     _check_early(config)
     _check_compute(config)
     _check_guidance(config)
+    _check_parameterization(config)
 
 
 def guidance_mistake(method: Method, scale: float) -> str | None:
@@ -138,3 +140,14 @@ def _check_guidance(config: RunConfig) -> None:
     mistake = None if scale is None else guidance_mistake(config.objective, scale)
     if mistake is not None:
         raise UserError(f"'evaluation.guidance' does not fit: a run of this objective {mistake}")
+
+
+def _check_parameterization(config: RunConfig) -> None:
+    if not config.objective.has_tangents:
+        return
+    for key, fitting in (("noise_input", SMOOTH), ("network_output", ("velocity",))):
+        if getattr(config, key) not in fitting:
+            raise UserError(
+                f"the objective '{config.objective.name}' differentiates the network, which cannot be done with "
+                f"'{key}' {getattr(config, key)}: fine-tune it first to {fitting[0]}"
+            )

@@ -22,16 +22,27 @@ _DECIDED_ELSEWHERE = {
     "optimizer": "optimizer",
     "scheduler": "optimizer.ramp_images",
     "bf16.enabled": "precision",
-    "fp16": "precision",
     "amp": "precision",
     "torch_autocast": "precision",
     "zero_optimization.offload_optimizer": "offload.optimizer",
 }
+_ROUNDED = "int8 weights are other ones than the EMA and checkpoints have, and tangents are not tested on them"
 # DeepSpeed's key -> the values that this trainer works with, and why.
 _FIXED = {
     "zero_optimization.stage": ((3, 0), "EMA and checkpoints do not follow the fragments of stages 1 and 2"),
     "zero_optimization.memory_efficient_linear": ((False,), "that linear layer passes no tangents"),
-    "zero_optimization.offload_param": ((), "EMA and checkpoints do not follow offloaded shards yet"),
+    "zero_optimization.zero_quantized_weights": ((False,), _ROUNDED),
+    "zero_optimization.zero_quantized_nontrainable_weights": ((False,), _ROUNDED),
+    "zero_optimization.zero_quantized_gradients": ((False,), "its kernels are for GPUs, where it is not tested yet"),
+    "zero_optimization.mics_shard_size": (
+        (-1,),
+        "DeepSpeed has removed it; 'zero_hpz_partition_size' gathers in a node",
+    ),
+    "zero_optimization.offload_param.device": (
+        ("none", "cpu"),
+        "weights on a disk cannot be set, as EMA and targets do",
+    ),
+    "fp16": ((), "its loss scale is a state that no checkpoint holds, and bf16 needs none"),
 }
 
 
@@ -52,8 +63,7 @@ def derive_batch(config: RunConfig, world: int) -> tuple[int, int]:
 
 def deepspeed_config(config: RunConfig, world: int, *, gpu: bool = False) -> dict[str, Any]:
     """The complete mapping handed to DeepSpeed on each of `world` ranks. UserError as `refuse_contradictions`."""
-    refuse_contradictions(config.deepspeed)
-    _refuse_whole_optimizer(config)
+    refuse_contradictions(config)
     micro, accumulation = derive_batch(config, world)
     ours = {
         "train_batch_size": config.batch.global_size,
@@ -75,16 +85,9 @@ def deepspeed_config(config: RunConfig, world: int, *, gpu: bool = False) -> dic
     return merged(ours, config.deepspeed)
 
 
-def _refuse_whole_optimizer(config: RunConfig) -> None:
-    if config.offload.optimizer != "device" and _lookup(config.deepspeed, "zero_optimization.stage") == 0:
-        raise UserError(
-            f"'offload.optimizer' is {config.offload.optimizer}, but ZeRO-0 keeps the whole state on every device; "
-            "remove 'deepspeed.zero_optimization.stage'"
-        )
-
-
-def refuse_contradictions(given: Mapping[str, Any]) -> None:
+def refuse_contradictions(config: RunConfig) -> None:
     """UserError if the `deepspeed:` mapping sets what our own keys decide, or what this trainer cannot do."""
+    given = config.deepspeed
     for section in ("zero_optimization", "bf16"):
         if not isinstance(given.get(section, {}), Mapping):
             raise UserError(f"'deepspeed.{section}' must be a mapping of keys to values")
@@ -96,8 +99,16 @@ def refuse_contradictions(given: Mapping[str, Any]) -> None:
             allowed = " or ".join(str(value).lower() for value in values)
             demand = f"must be {allowed}" if values else "is not supported"
             raise UserError(f"'deepspeed.{key}' {demand} ({reason}); remove it")
+    if config.offload.optimizer != "device" and _lookup(given, "zero_optimization.stage") == 0:
+        raise UserError(
+            f"'offload.optimizer' is {config.offload.optimizer}, but ZeRO-0 keeps the whole state on every device; "
+            "remove 'deepspeed.zero_optimization.stage'"
+        )
 
 
 def _lookup(given: Mapping[str, Any], dotted: str) -> Any:
-    section, _, name = dotted.rpartition(".")
-    return (given.get(section, {}) if section else given).get(name)
+    """What is there under the key; None where nothing is, or no mapping on the way to it."""
+    found: Any = given
+    for name in dotted.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found

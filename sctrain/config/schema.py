@@ -7,14 +7,16 @@ so a change of batch size or a slow machine changes nothing else.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
+from data_pipeline.latents import CONVENTIONS, ConventionName
 from models.attention import Backend
 from models.registry import UNNAMED, NetworkOptions
-from sctrain.config.base import Fraction, Images, Positive, Share, Strict, Width
+from sctrain.config.base import Fraction, Images, NotNegative, Positive, Share, Strict, Width
 from sctrain.config.objectives import Objective
+from sctrain.parameterization import NetworkOutput, NoiseInput
 
 
 def _named(network: Any) -> Any:
@@ -25,6 +27,14 @@ def _named(network: Any) -> Any:
 Network = Annotated[Annotated[NetworkOptions, Field(discriminator="name")], BeforeValidator(_named)]
 
 
+class StorageConfig(Strict):
+    """How each process asks the store of remote data."""
+
+    timeout_seconds: Positive = 30.0  # without one byte, after which a request has failed and is repeated
+    retry_budget_seconds: NotNegative = 300.0  # without progress, after which a read has failed and the run stops
+    parallel: Annotated[int, Field(ge=1)] = 32  # requests under way at once
+
+
 class DataConfig(Strict):
     """Where the images are. Model space is (pixel/255 - mean) * sigma_data / std, of latents (x - mean) * ..."""
 
@@ -32,14 +42,33 @@ class DataConfig(Strict):
     split: str = "train"
     mean: tuple[float, ...] = (0.5,)  # per channel, or one for all; pixels scaled to [0, 1]
     std: tuple[Positive, ...] = (0.25,)  # 0.5 and 0.25 give the usual [-1, 1] where sigma_data is 0.5
+    latents: ConventionName | None = None  # the published convention of latents; gives mean and std
+    vae: Path | None = None  # folder of the auto-encoder that turns drawn latents into pictures
     workers: Annotated[int, Field(ge=0)] = 0  # processes per rank; 0 prefetches in a thread
     prefetch_batches: Annotated[int, Field(ge=1)] = 4
     shuffle_window: Annotated[int, Field(ge=1)] = 65_536  # samples over which neighbours are spread
     flip: bool = False  # mirror half of the images; the network is not told
     cache_folder: Path | None = None  # of remote data; None: this user's, among the machine's temporary files
     cache_bytes: Images = 16 * 2**30  # at most, over all data sets in that folder; 0 is off
+    storage: StorageConfig = StorageConfig()
     max_corrupt_share: Share = 0.001  # of the samples read: so many are replaced if damaged, more stop the run
     on_lost_shard: Literal["stop", "replace"] = "stop"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_convention(cls, values: Any) -> Any:
+        """Mean and std of the named convention, where they are not given."""
+        known = CONVENTIONS.get(str(values.get("latents"))) if isinstance(values, dict) else None
+        return values if known is None else {"mean": known.mean, "std": known.std, **values}
+
+    @model_validator(mode="after")
+    def _keep_the_convention(self) -> Self:
+        if self.latents is not None:
+            for key in ("mean", "std"):
+                theirs, ours = getattr(CONVENTIONS[self.latents], key), getattr(self, key)
+                if theirs != ours:
+                    raise ValueError(f"{key} {list(ours)} is not that of latents {self.latents}; remove it")
+        return self
 
 
 class WeightsFrom(Strict):
@@ -48,6 +77,7 @@ class WeightsFrom(Strict):
     run: Path
     images: Images | None = None  # which snapshot; None is the newest
     ema: Width  # reconstructed post hoc if not a track
+    relearns: bool = False  # of start_from: the network was told, or said, something else; training has to change that
 
 
 class BatchConfig(Strict):
@@ -132,7 +162,8 @@ Place = Literal["device", "cpu", "disk"]
 class OffloadConfig(Strict):
     """Where training keeps what a forward does not need. Arithmetic stays what it is; a step waits for the disk."""
 
-    optimizer: Place = "device"  # moments, and masters that are not the weights themselves; elsewhere only in ZeRO-3
+    # Gradients, moments, and masters that are not the weights themselves; elsewhere than on the device in ZeRO-3 only.
+    optimizer: Place = "device"
     ema: Place = "device"  # the tracks
     folder: Path | None = None  # on a fast disk of each machine; None: `offload` in run_dir
     checkpoint_copy: bool = True  # false: training waits for checkpoints, which take no second copy of the state
@@ -153,7 +184,9 @@ class RunConfig(Strict):
     run_dir: Path
     seed: int = 0
     sigma_data: Positive = 0.5
-    noise_input: Literal["t", "log_sigma"] = "t"  # what the network is told: log_sigma is EDM's ln(sigma) / 4
+    noise_input: NoiseInput = "t"  # what the network is told: log_sigma is EDM's ln(sigma) / 4; vp, ddpm: steps to 999
+    network_output: NetworkOutput = "velocity"  # or noise: what the network says of its input (imported ones)
+    licence: str = ""  # of weights and data that came from elsewhere, for the model card
     data: DataConfig
     network: Network
     objective: Objective

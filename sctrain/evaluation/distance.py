@@ -1,14 +1,14 @@
 """The Frechet distance alone, for benches and searches that leave nothing in the run's folder."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from data_pipeline.dataset import open_dataset
 from sctrain.evaluation.extractor import Extractor, load_extractor
 from sctrain.evaluation.frechet import Moments, frechet_distance
-from sctrain.evaluation.images import blocks
+from sctrain.evaluation.images import blocks, open_pictures
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Distance:
     training: Moments
 
     @staticmethod
-    def of(url: str, device: torch.device) -> "Distance":
-        """Of the data at `url`; UserError if they have no extractor."""
+    def of(url: str, device: torch.device, vae: Path | None = None) -> "Distance":
+        """Of the data at `url`; UserError if they have no extractor. `vae` is the decoder of latents."""
         extractor = load_extractor(url, device)
-        train = open_dataset(url, "train")
+        train = open_pictures(url, "train", vae)
         return Distance(extractor, Moments.over(extractor.features(block) for block in blocks(train)))
 
     def __call__(self, pixels: Tensor) -> float:

@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from safetensors.torch import load, save
 from torch import Tensor
 
-from data_pipeline.dataset import ShardedDataset, open_dataset
 from data_pipeline.storage import local_path
 from models.classifier import FEATURES, Classifier
 from sctrain.errors import UserError
-from sctrain.evaluation.images import in_memory
+from sctrain.evaluation.images import RealImages, in_memory, open_pictures
 from sctrain.evaluation.metrics import class_agreement
 from sctrain.files import write_bytes, write_json
 
@@ -52,9 +51,12 @@ class Extractor:
         return self(images)[1]
 
 
-def train_extractor(url: str) -> dict[str, Any]:
-    """Train the extractor of the data folder `url`, unless it is there already; the content of `extractor.json`."""
-    train, test = open_dataset(url, "train"), open_dataset(url, "test")
+def train_extractor(url: str, vae: Path | None = None) -> dict[str, Any]:
+    """Train the extractor of the data folder `url`, unless it is there already; the content of `extractor.json`.
+
+    `vae` is the folder of the decoder of latents.
+    """
+    train, test = (open_pictures(url, split, vae) for split in ("train", "test"))
     recipe, folder = _recipe(train), local_path(url)
     about = _read_about(folder)
     if about is not None and about["recipe"] == recipe and (folder / WEIGHTS).is_file():
@@ -105,7 +107,7 @@ def _read_about(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is not JSON; delete it and run `sctrain prepare` again") from error
 
 
-def _recipe(train: ShardedDataset) -> dict[str, Any]:
+def _recipe(train: RealImages) -> dict[str, Any]:
     """All that decides the weights."""
     about = train.description
     return {

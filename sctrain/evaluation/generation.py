@@ -7,7 +7,7 @@ students can be laid side by side and compared element by element.
 import hashlib
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from data_pipeline.description import DatasetDescription
 from sctrain.building import model_space, parameterization
 from sctrain.config.schema import RunConfig, WeightsFrom
+from sctrain.errors import UserError
 from sctrain.evaluation.guide import Guide
 from sctrain.evaluation.method import Method, guidance_scale, times_of
 from sctrain.evaluation.source import Source
 from sctrain.files import write_bytes
 from sctrain.guidance import guided_by, guided_network
+from sctrain.latents import LatentSpace
 from sctrain.processes import T_MAX, ModelSpace
 from sctrain.runs import RunFolder, image_count_name
 from sctrain.sampling import consistency_sample, initial_noise, jump_sample, karras_times, ode_sample
@@ -84,10 +86,23 @@ class Generator:
     def space(self) -> ModelSpace:
         return model_space(self.config, self.about)
 
-    def draw(self, method: Method, seed: int, count: int, label: int | None = None) -> Drawn:
-        """Images number 0 to count - 1 of `seed`; of balanced classes, or all of class `label`."""
+    def decoding(self, vae: Path | None) -> "Generator":
+        """The same, with the auto-encoder in the folder `vae` for its latents; None: the one that the run names.
+
+        It is loaded now: UserError comes before anything is drawn.
+        """
+        if vae is not None and self.config.data.latents is None:
+            raise UserError(f"{self.config.name} draws no latents of a published convention: remove --vae")
+        data = self.config.data.model_copy(update={"vae": vae or self.config.data.vae})
+        found = replace(self, config=self.config.model_copy(update={"data": data}))
+        if isinstance(found.space, LatentSpace):
+            found.space.decoder(torch.device("cpu"))
+        return found
+
+    def draw(self, method: Method, seed: int, count: int, label: int | None = None, first: int = 0) -> Drawn:
+        """Images number `first` to first + count - 1 of `seed`; of balanced classes, or all of class `label`."""
         start = time.perf_counter()
-        batches = torch.arange(count).split(self.config.evaluation.batch)
+        batches = torch.arange(first, first + count).split(self.config.evaluation.batch)
         calls: list[int] = []
         networks = [self.network] if self.guide is None else [self.network, self.guide.module]
         hooks = [n.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0]))) for n in networks]

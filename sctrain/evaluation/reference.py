@@ -15,11 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from data_pipeline.dataset import ShardedDataset, open_dataset
 from sctrain.errors import UserError
 from sctrain.evaluation.extractor import Extractor
 from sctrain.evaluation.frechet import Moments, frechet_distance
-from sctrain.evaluation.images import blocks, evenly_spaced, in_memory
+from sctrain.evaluation.images import RealImages, blocks, evenly_spaced, in_memory, open_pictures
 from sctrain.evaluation.metrics import Manifold, class_agreement, nearest_distance
 from sctrain.files import write_bytes, write_json
 
@@ -55,9 +54,9 @@ def thinned(features: Tensor) -> Tensor:
     return features[torch.from_numpy(evenly_spaced(len(features), FEATURE_POINTS))]
 
 
-def load_reference(url: str, extractor: Extractor, samples: int, folder: Path) -> Reference:
+def load_reference(url: str, extractor: Extractor, samples: int, folder: Path, vae: Path | None = None) -> Reference:
     """The reference for `samples` generated images: kept in `folder`, computed where missing or of other data."""
-    train, test = open_dataset(url, "train"), open_dataset(url, "test")
+    train, test = (open_pictures(url, split, vae) for split in ("train", "test"))
     fingerprint = _fingerprint(train, test, extractor, samples)
     images, _ = in_memory(train)
     kept = _kept(folder, fingerprint)
@@ -87,9 +86,7 @@ def _kept(folder: Path, fingerprint: str) -> tuple[Moments, Manifold, dict[str, 
     return moments, Manifold(tensors["features"], tensors["radii"]), figures
 
 
-def _computed(
-    train: ShardedDataset, test: ShardedDataset, images: Tensor, extractor: Extractor, samples: int
-) -> Reference:
+def _computed(train: RealImages, test: RealImages, images: Tensor, extractor: Extractor, samples: int) -> Reference:
     moments = Moments.over(extractor.features(block) for block in blocks(train))
     resample = Moments.over(_resampled(train, extractor, samples))
     manifold = Manifold.of(extractor.features(in_memory(train, FEATURE_POINTS)[0]))
@@ -108,7 +105,7 @@ def _computed(
     return Reference(moments, manifold, images, figures)
 
 
-def _resampled(train: ShardedDataset, extractor: Extractor, samples: int) -> Iterator[Tensor]:
+def _resampled(train: RealImages, extractor: Extractor, samples: int) -> Iterator[Tensor]:
     """Features of `samples` training images drawn with replacement, block by block."""
     drawn = torch.randint(len(train), (samples,), generator=torch.Generator().manual_seed(SEED))
     times = torch.bincount(drawn, minlength=len(train))
@@ -118,7 +115,7 @@ def _resampled(train: ShardedDataset, extractor: Extractor, samples: int) -> Ite
         start += len(block)
 
 
-def _fingerprint(train: ShardedDataset, test: ShardedDataset, extractor: Extractor, samples: int) -> str:
+def _fingerprint(train: RealImages, test: RealImages, extractor: Extractor, samples: int) -> str:
     splits = train.description.splits
     parts = [splits["train"].fingerprint, splits["test"].fingerprint, extractor.fingerprint, str(samples)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

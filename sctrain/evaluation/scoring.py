@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipeline.dataset import ShardedDataset, open_dataset
+from sctrain.building import use_storage
 from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.evaluation.extractor import Extractor, load_extractor
 from sctrain.evaluation.generation import Drawn, Generator, labels_of, teacher_solutions
-from sctrain.evaluation.images import in_memory
+from sctrain.evaluation.images import RealImages, in_memory, open_pictures
 from sctrain.evaluation.method import Method, methods, start_time
 from sctrain.evaluation.metrics import mean_squared_distance
 from sctrain.evaluation.reference import Reference, load_reference
@@ -35,10 +35,11 @@ class Judge:
 
     @staticmethod
     def of(config: RunConfig, evaluations: Path, device: torch.device) -> "Judge":
-        url, samples = config.data.url, config.evaluation.samples
+        use_storage(config)
+        url, vae, samples = config.data.url, config.data.vae, config.evaluation.samples
         extractor = load_extractor(url, device)
-        reference = load_reference(url, extractor, samples, evaluations)
-        test = open_dataset(url, "test")
+        reference = load_reference(url, extractor, samples, evaluations, vae)
+        test = open_pictures(url, "test", vae)
         return Judge(extractor, reference, _examples(test, samples), evaluations, len(test.description.classes))
 
 
@@ -108,7 +109,7 @@ def _line(
     return {**about, "nfe": drawn.nfe, "samples": len(drawn.x), **figures, "seconds": round(drawn.seconds, 3)}
 
 
-def _examples(test: ShardedDataset, samples: int) -> Tensor:
+def _examples(test: RealImages, samples: int) -> Tensor:
     """Real test images in the places of the generated ones; a class with few of them repeats."""
     images, labels = in_memory(test, 5000)
     num_classes = len(test.description.classes)

@@ -37,6 +37,7 @@ class Source:
             return _exported(place, ema)
         images = newest_images(place) if images is None else images
         config = snapshot_config(place, images)
+        building.use_storage(config)
         return Source(place, images, ema_width(config, ema), config, read_description(config.data.url))
 
     def network(self) -> torch.nn.Module:

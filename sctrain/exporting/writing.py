@@ -65,7 +65,7 @@ def _manifest(run: Path, images: int, ema: float, config: RunConfig, about: Data
         "told": asdict(told(config, about)),
         "exported_by": code_version(),
         "trained_by": snapshot.get("code"),
-        "licence": snapshot.get("licence"),
+        "licence": config.licence,
     }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.layers import held_parameters
 from sctrain import building
 from sctrain.config.objectives import Diffusion, SimplifiedConsistency
 from sctrain.config.recipes import recipe_of
@@ -115,8 +116,9 @@ class Smoke:
                     raise UserError(f"it went on from {resumed_at} images, not from {config.budget_images // 2}")
                 if trainer.run() or trainer.record.skipped:
                     raise UserError(f"{trainer.record.skipped} of its steps were skipped")
+                held = held_parameters(trainer.student.module)
                 still = [name for name, weights in _masters(trainer).items() if torch.equal(weights, start[name])]
-            if still := [name for name in still if _must_move(name, config)]:
+            if still := [name for name in still if name not in held and _must_move(name, config)]:
                 raise UserError(f"{len(still)} of {len(start)} parameters have not moved, {still[0]} for one")
         return resumed_at
 

@@ -9,6 +9,7 @@ from typing import Any
 from models.dit import DiTOptions
 from models.edm2_options import EDM2Options
 from models.registry import FreeOptions, NetworkOptions, free_form
+from models.unet_options import ADMOptions, UNetOptions
 from sctrain.config.objectives import Method
 from sctrain.config.schema import BatchConfig, CadenceConfig, DataConfig, OptimizerConfig, RunConfig, WeightsFrom
 
@@ -50,6 +51,10 @@ def shrunk_network(options: NetworkOptions) -> FreeOptions:
             return replace(dit, width=32, depth=2, heads=2, patch_size=min(dit.patch_size, 2))
         case EDM2Options() as edm2:
             return replace(edm2, channels=16, multipliers=(1, 2), blocks=1, attention=(8, 4), head_channels=16)
+        case UNetOptions() as unet:
+            return replace(unet, channels=16, multipliers=(1, 2), blocks=1, attention=(8,))
+        case ADMOptions() as adm:
+            return replace(adm, channels=16, multipliers=(1, 2), blocks=1, attention=(8,), head_channels=16)
 
 
 def in_proportion(images: int, budget: int) -> int:

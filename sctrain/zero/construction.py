@@ -24,6 +24,7 @@ def lay_out(blueprint: Blueprint, config: dict[str, Any], device: torch.device, 
     for module in network.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)
+    config = config if trained else frozen(config)
     in_bf16, partitioner = config["bf16"]["enabled"], None
     if stage(config) == 3:
         partitioner = Partitioner(config, torch.bfloat16 if in_bf16 else torch.float32, device)
@@ -35,6 +36,15 @@ def lay_out(blueprint: Blueprint, config: dict[str, Any], device: torch.device, 
             else partitioner.blank(shape, postponed=trained)
         )
     return network
+
+
+def frozen(config: dict[str, Any]) -> dict[str, Any]:
+    """The same configuration for networks that are only evaluated.
+
+    Without hpZ, which serves the second gathering of a training step: DeepSpeed would gather from copies within the
+    machine that only training makes, and give what memory holds.
+    """
+    return config | {"zero_optimization": config["zero_optimization"] | {"zero_hpz_partition_size": 1}}
 
 
 def stage(config: dict[str, Any]) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sctrain.blueprint import Values
 from sctrain.config.schema import OptimizerConfig
-from sctrain.zero.construction import partitioned, stage
+from sctrain.zero.construction import frozen, partitioned, stage
 from sctrain.zero.internals import Zero3, carry_tangents, compute_shard, release_shards, sharing_masters, whole_shape
 from sctrain.zero.memory import Memory
 from sctrain.zero.pieces import interval
@@ -53,7 +53,7 @@ class StudentEngine:
         self._zero3, self._memory = Zero3(network) if stage(config) == 3 else None, memory or Memory()
         if self._zero3 is not None:
             carry_tangents(network)
-            self._zero3.move_masters(self._memory.hold)
+            self._zero3.move(self._memory.hold)
             self.shards: Shards = PartitionedShards(network)
         else:
             inner.state.clear()  # DeepSpeed may have taken a step of zero gradient, which would count
@@ -101,13 +101,13 @@ class StudentEngine:
         config = partitioned(self._config) | {"bf16": {"enabled": False}}
         with torch.random.fork_rng():  # initial weights may be drawn, and dropout masks must not notice
             network = make_network(config)
-            frozen = FrozenEngine(network, config, device)
+            copied = FrozenEngine(network, config, device)
         self.shards.copy_to(network, {shard.name: shard.master for shard in self.shards})
         network.train()
         try:
-            yield ExactNetwork(frozen, network)
+            yield ExactNetwork(copied, network)
         finally:
-            frozen.release()
+            copied.release()
 
     def _step_if_accepted(self, *arguments: Any) -> None:
         """In place of the optimizer's own step, which DeepSpeed calls once, or in ZeRO-3 once per group of shards."""
@@ -144,7 +144,7 @@ class FrozenEngine:
     def __init__(self, network: nn.Module, config: dict[str, Any], device: torch.device):
         network.requires_grad_(False).eval()
         if stage(config) == 3:
-            self._engine, *_ = deepspeed.initialize(model=network, config=copy.deepcopy(config))
+            self._engine, *_ = deepspeed.initialize(model=network, config=copy.deepcopy(frozen(config)))
             carry_tangents(network)
             self._network = network
         else:

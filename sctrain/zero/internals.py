@@ -20,6 +20,7 @@ import deepspeed.runtime.compiler as runtime_compiler
 import torch
 import torch.distributed.distributed_c10d as c10d
 from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import groups
 from torch import Tensor, nn
 
 from models.tangent.dual import Dual
@@ -72,7 +73,7 @@ def sharing_masters() -> Iterator[None]:
 
     DeepSpeed means to, but compares a device with a device's name; so it keeps a second copy of all shards.
     """
-    accelerator = get_accelerator()
+    accelerator: Any = get_accelerator()
     device = torch.device(accelerator.current_device_name())
     accelerator.current_device_name = lambda: device
     try:
@@ -112,7 +113,12 @@ class Partitioner:
     """Makes ZeRO-3 parameters one at a time, as `deepspeed.zero.Init` does for every module that is constructed."""
 
     def __init__(self, config: dict[str, Any], dtype: torch.dtype, device: torch.device):
-        self._init = deepspeed.zero.Init(config_dict_or_path=copy.deepcopy(config), dtype=dtype)
+        in_machine = None  # hpZ's process group; it may be made once, and who knows it has hpZ
+        if config["zero_optimization"].get("zero_hpz_partition_size", 1) > 1:
+            in_machine = groups._get_zero_param_intra_parallel_group()
+        self._init = deepspeed.zero.Init(
+            config_dict_or_path=copy.deepcopy(config), dtype=dtype, zero_param_parallel_group=in_machine
+        )
         self._dtype, self._device = dtype, device
 
     def blank(self, shape: tuple[int, ...], *, postponed: bool) -> nn.Parameter:
@@ -148,11 +154,21 @@ class Zero3:
     def flat_masters(self) -> list[Tensor]:
         return self._zero.fp32_partitioned_groups_flat
 
-    def move_masters(self, hold: Callable[[Tensor], Tensor]) -> None:
-        """Keep masters that are not the weights themselves where `hold` puts them."""
+    def move(self, hold: Callable[[Tensor], Tensor]) -> None:
+        """Keep where `hold` puts them: gradients, and masters that are not the weights themselves."""
         for master, weights in zip(self.flat_masters, self._zero.fp16_partitioned_groups_flat, strict=True):
             if master.data_ptr() != weights.data_ptr():
                 master.data = hold(master.data)
+            if master.grad is not None:
+                master.grad = hold(master.grad)
+        gradients = hold(self._zero.grad_partitions_flat_buffer)
+        self._zero.grad_partitions_flat_buffer = gradients
+        views = self._zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
+        assert sum(view.numel() for view in views.values()) == gradients.numel(), (
+            "gradients are kept in another way now"
+        )
+        for key, view in views.items():
+            views[key] = gradients.narrow(0, view.storage_offset(), view.numel())
 
     def place(self, parameter: nn.Parameter) -> tuple[int, slice]:
         """Where this rank's piece of a parameter lies in `flat_masters`, and in moments alike; with its padding."""

@@ -24,12 +24,12 @@ SLACK = 2**28  # bytes that may be touched before their pages are given up
 class Memory:
     """The device's own."""
 
-    def empty(self, numel: int, device: torch.device) -> Tensor:
-        """(numel,) float32, for the state of weights on `device`."""
-        return torch.empty(numel, device=device)
+    def empty(self, numel: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(numel,) for the state of weights on `device`."""
+        return torch.empty(numel, device=device, dtype=dtype)
 
     def hold(self, values: Tensor) -> Tensor:
-        """The same flat float32 values, in this memory."""
+        """The same flat values, in this memory."""
         return values
 
     def relieve(self, touched: int) -> None:
@@ -39,8 +39,8 @@ class Memory:
 class HostMemory(Memory):
     """The host's, also of weights on a GPU. The optimizer's own state is put there by DeepSpeed."""
 
-    def empty(self, numel: int, device: torch.device) -> Tensor:
-        return torch.empty(numel)
+    def empty(self, numel: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(numel, dtype=dtype)
 
 
 class DiskMemory(Memory):
@@ -55,24 +55,25 @@ class DiskMemory(Memory):
         except OSError as error:
             raise UserError(f"{folder} cannot be made ({error.strerror}): set 'offload.folder' to another") from error
 
-    def empty(self, numel: int, device: torch.device) -> Tensor:
-        if not numel:
-            return torch.empty(0)
+    def empty(self, numel: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+        size = numel * dtype.itemsize
+        if not size:
+            return torch.empty(0, dtype=dtype)
         try:
             with tempfile.TemporaryFile(dir=self._folder) as file:
-                os.posix_fallocate(file.fileno(), 0, 4 * numel)  # or a full disk would kill the process later
-                mapped = mmap.mmap(file.fileno(), 4 * numel)
+                os.posix_fallocate(file.fileno(), 0, size)  # or a full disk would kill the process later
+                mapped = mmap.mmap(file.fileno(), size)
         except OSError as error:
-            told = f"{4 * numel / 1e9:.1f} GB do not fit in {self._folder} ({error.strerror})"
+            told = f"{size / 1e9:.1f} GB do not fit in {self._folder} ({error.strerror})"
             raise UserError(f"{told}: make room, or set 'offload.folder' to another disk") from error
-        tensor = torch.frombuffer(mapped, dtype=torch.float32)
+        tensor = torch.frombuffer(mapped, dtype=dtype)
         self._maps[tensor.data_ptr()] = mapped
         return tensor
 
     def hold(self, values: Tensor) -> Tensor:
         if values.data_ptr() in self._maps:
             return values
-        held = self.empty(values.numel(), values.device).copy_(values)
+        held = self.empty(values.numel(), values.device, values.dtype).copy_(values)
         self.relieve(held.nbytes)
         return held
 

@@ -1,6 +1,7 @@
 """How ZeRO-3 cuts a flattened tensor: ceil(numel / world) elements per rank, the last ranks' pieces short or empty."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -26,3 +27,17 @@ class Piece:
     @property
     def stop(self) -> int:
         return self.start + self.local.numel()
+
+
+def row_parts(start: int, stop: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """The interval [start, stop) of a flattened matrix cut where rows of `width` begin: whole rows are in one part.
+
+    Yields (rows of the matrix, their part of the interval, which begins at 0); at most three, the outer two of one row.
+    """
+    begin = start
+    while begin < stop:
+        row = begin // width
+        whole = (stop - begin) // width if begin % width == 0 else 0
+        end = begin + whole * width if whole else min(stop, (row + 1) * width)
+        yield slice(row, row + max(whole, 1)), slice(begin - start, end - start)
+        begin = end

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sctrain.blueprint import Values
 from sctrain.zero.internals import Zero3, compute_shard, whole_shape
-from sctrain.zero.pieces import Piece, interval
+from sctrain.zero.pieces import Piece, interval, row_parts
 
 MASTER = "master"
 
@@ -43,6 +43,10 @@ class Shard(ABC):
     @abstractmethod
     def set(self, kind: str, values: Tensor) -> None:
         """Overwrite with (stop - start,) values, inside `Shards.rewriting`."""
+
+    @abstractmethod
+    def scale_rows(self, factors: Tensor) -> None:
+        """Multiply the master's rows, along its first dimension, by (rows,) numbers, inside `Shards.rescaling`."""
 
     def piece(self, kind: str) -> Piece:
         return Piece(self.get(kind), self.shape, self.start)
@@ -124,6 +128,10 @@ class Shards(ABC):
     def rewriting(self) -> AbstractContextManager[None]:
         """Masters and moments may be set inside, and all that follows sees them. All ranks take part."""
 
+    @abstractmethod
+    def rescaling(self) -> AbstractContextManager[None]:
+        """Rows of masters may be scaled inside, by the same numbers on all ranks, and forwards see it."""
+
 
 class _PartitionedShard(Shard):
     def __init__(self, name: str, parameter: nn.Parameter, zero: Zero3):
@@ -142,6 +150,12 @@ class _PartitionedShard(Shard):
         self.get(kind).copy_(values)
         if kind == MASTER:
             compute_shard(self._parameter).data[: len(values)].copy_(values)
+
+    def scale_rows(self, factors: Tensor) -> None:
+        values = self.master.clone()
+        for rows, part in row_parts(self.start, self.stop, self.numel // self.shape[0]):
+            values[part].view(rows.stop - rows.start, -1).mul_(factors[rows, None])
+        self.set(MASTER, values)
 
 
 class PartitionedShards(Shards):
@@ -169,6 +183,9 @@ class PartitionedShards(Shards):
         yield
         self._zero.gather_whole_copies()
 
+    def rescaling(self) -> AbstractContextManager[None]:
+        return self.rewriting()
+
 
 class _ReplicatedShard(Shard):
     def __init__(self, name: str, master: Tensor, optimizer: torch.optim.Optimizer):
@@ -181,6 +198,9 @@ class _ReplicatedShard(Shard):
 
     def set(self, kind: str, values: Tensor) -> None:
         self.get(kind).copy_(values)
+
+    def scale_rows(self, factors: Tensor) -> None:
+        self.whole.detach().view(self.shape[0], -1).mul_(factors[:, None])
 
 
 class ReplicatedShards(Shards):
@@ -211,7 +231,18 @@ class ReplicatedShards(Shards):
                 for kind in (MASTER, *self.moments):
                     whole = shard.whole if kind == MASTER else self._optimizer.state[shard.whole][kind]  # pyright: ignore[reportAttributeAccessIssue]
                     whole.copy_(_completed(shard.get(kind), whole))
-                self._parameters[shard.name].copy_(shard.whole)  # pyright: ignore[reportAttributeAccessIssue]
+        self._show_masters()
+
+    @contextmanager
+    def rescaling(self) -> Iterator[None]:
+        yield
+        self._show_masters()
+
+    @torch.no_grad()
+    def _show_masters(self) -> None:
+        """To the forward."""
+        for shard in self:
+            self._parameters[shard.name].copy_(shard.whole)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _completed(local: Tensor, whole: Tensor) -> Tensor:

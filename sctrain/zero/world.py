@@ -12,7 +12,7 @@ import torch.distributed as dist
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor
 
-from data_pipeline.allocator import keep_freed_memory
+from data_pipeline.parallel import cores
 from sctrain.config.schema import RuntimeConfig
 from sctrain.errors import UserError
 from sctrain.zero.internals import check_deepspeed, set_default_timeout, without_compiled_muon, without_shared_memory_op
@@ -40,10 +40,8 @@ class World:
         device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
         if cuda:
             torch.cuda.set_device(device)
-        else:
-            keep_freed_memory()
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or os.environ["WORLD_SIZE"])
-        torch.set_num_threads(runtime.threads or max(1, len(os.sched_getaffinity(0)) // local_size))
+        torch.set_num_threads(runtime.threads or max(1, cores() // local_size))
         _join("nccl" if cuda else "gloo", timedelta(seconds=runtime.timeout_seconds))
         return cls(dist.get_rank(), dist.get_world_size(), device, -(-dist.get_world_size() // local_size))
 

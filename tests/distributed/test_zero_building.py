@@ -34,3 +34,10 @@ def test_they_reach_the_forward(two_ranks):
 def test_memory_is_that_of_a_shard_and_a_layer(two_ranks, what):
     for result in two_ranks:
         assert 0.5 < result["peaks"][what] <= 1.2
+
+
+def test_weights_that_are_set_again_count_with_every_option_of_zero(two_ranks):
+    for result in two_ranks:
+        assert len(result["options"]) == 4
+        for name, (frozen, trained, expected) in result["options"].items():
+            assert frozen == trained == expected, name

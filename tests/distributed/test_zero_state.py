@@ -3,7 +3,7 @@
 import pytest
 from worlds import PROGRAMS, run_world
 
-OFFLOADED = ("cpu", "bf16-cpu", "disk", "bf16-disk", "bf16-disk-as-on-gpus")
+OFFLOADED = ("cpu", "bf16-cpu", "disk", "bf16-disk", "bf16-disk-as-on-gpus", "weights-on-cpu", "hpz")
 VARIANTS = ("fp32", "persistent", "bf16", "bf16-persistent", "replicated", "bf16-replicated", *OFFLOADED)
 
 
@@ -51,7 +51,7 @@ def test_other_worlds_restore_the_whole_state(two_ranks, other_world, variant):
     kinds = {key.partition("/")[0] for key in restored["fingerprint"]}
     assert kinds == {"master", "exp_avg", "exp_avg_sq", "ema-0.05", "ema-0.1"}
     assert restored["fingerprint"] == pytest.approx(saved["fingerprint"], rel=1e-12)
-    tolerance = 1e-6 if "bf16" not in variant else 1e-2
+    tolerance = 1e-2 if "bf16" in variant or variant == "hpz" else 1e-6
     assert restored["losses"] == pytest.approx(saved["losses"], rel=tolerance)
     assert restored["losses"][0] == pytest.approx(saved["losses"][0], rel=1e-6)
 

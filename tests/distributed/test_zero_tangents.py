@@ -5,6 +5,8 @@ import math
 import pytest
 from worlds import PROGRAMS, run_world
 
+OPTIONS = ("hpz", "weights-on-cpu", "optimizer-on-cpu")
+
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.full)])
 def ranks(request):
@@ -37,8 +39,20 @@ def test_losses_tangents_and_gradients_equal_the_unsharded_ones(world, stage):
 
 def test_the_combinations_were_there(world, ranks):
     """On two ranks half of them, on three all."""
-    found = cases(world, "sct", "single_pass", without=("wide", "stage1", "stage2"))
+    found = cases(world, "sct", "single_pass", without=("wide", "stage1", "stage2", "ncsnpp", *OPTIONS))
     assert len(found) == (16 if ranks == 2 else 32) * len(world)
+
+
+@pytest.mark.parametrize("network", ["ncsnpp", "adm"])
+def test_u_nets_were_there(world, network):
+    assert len(cases(world, network, "stage3", "single_pass")) == len(world)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_of_zero_change_nothing(world, option):
+    assert len(cases(world, option)) == 2 * len(world)
+    for errors in cases(world, option):
+        assert errors["loss"] < 1e-5 and errors["tangent_norm"] < 2e-5 and errors["gradient"] < 2e-5
 
 
 @pytest.mark.parametrize("name", ["segments", "scd_discrete", "cd_continuous"])

@@ -41,7 +41,7 @@ DESCRIPTION = {
     "runtime": {"ranks": 2, "threads": 1, "timeout_seconds": 3600.0},
     "deepspeed": {
         "zero_optimization": {
-            "sub_group_size": 50_000_000,
+            "sub_group_size": 10_000_000,
             "reduce_bucket_size": 20_000_000,
             "stage3_max_live_parameters": 50_000_000,
             "stage3_max_reuse_distance": 50_000_000,
@@ -108,10 +108,10 @@ def measured(config: Path, finished: Callable[[], bool]) -> list[dict]:
         run.until(finished)
     finally:
         run.kill()
-    ranks = sorted(run.peaks.values(), key=lambda peak: peak["VmHWM"])[-2:]
-    told = " and ".join(f"{peak['VmHWM']:.2f} ({peak['RssAnon']:.2f} of no file)" for peak in ranks)
-    print(f"\nafter {time.monotonic() - begin:.0f} s: peak resident GB per rank {told};", end=" ")
-    print(f"least memory available on the machine {run.least_free:.1f} GB")
+        ranks = sorted(run.peaks.values(), key=lambda peak: peak["VmHWM"])[-2:]
+        told = " and ".join(f"{peak['VmHWM']:.2f} ({peak['RssAnon']:.2f} of no file)" for peak in ranks)
+        print(f"\nafter {time.monotonic() - begin:.0f} s: peak resident GB per rank {told};", end=" ")
+        print(f"least memory available on the machine {run.least_free:.1f} GB")
     found = reports(config)
     for report in found:
         print({key: report[key] for key in ("images", "loss/all", "optimizer/grad_norm") if key in report})

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler
 from range_server import listening
 
 STALL_S = 1.0
+MIXED = "mixed"  # the right headers with a wrong body, which only checksums tell
 FAULTS = ("503", "500", "429", "stall", "reset", "cut", "short", "fewer", "longer", "other", "slow")
 
 
@@ -93,6 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _object(self, content: bytes, first: int, last: int, fault: str, *, partial_answer: bool) -> None:
         body = content[first : last + 1]
+        if fault == MIXED:
+            body = bytes(byte ^ 1 for byte in body[:1000]) + body[1000:]
         self.send_response(206 if partial_answer else 200)
         self.send_header("ETag", f'"{hash(content)}"')
         if partial_answer:

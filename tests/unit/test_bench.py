@@ -10,6 +10,9 @@ import torch
 from digits import publish_random, tiny_config
 
 from data_pipeline.allocator import keep_freed_memory
+from models.edm2_options import EDM2Options
+from models.layers import Conditioning
+from models.registry import build_network
 from models.tangent.dual import value_of
 from models.tangent.engines import TANGENT_ENGINES
 from sctrain import cli
@@ -87,6 +90,16 @@ def test_growth_is_the_exponent():
 def test_the_plain_network_is_the_same_function():
     network = _network(StepSettings(width=32, depth=2, heads=2, side=8), False, 0)
     u, t, labels = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 999])
+    torch.testing.assert_close(plain_forward(network, u, t, labels), network(u, t, labels)[0])
+
+
+@pytest.mark.parametrize("name", ["edm2", "edm2-scm"])
+def test_the_plain_edm2_is_the_same_function(name):
+    options = EDM2Options(name, channels=16, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=16)
+    network = build_network(options, 4, 8, 8, Conditioning(10))
+    with torch.no_grad():
+        network.head.gain.fill_(1.0)
+    u, t, labels = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 9])
     torch.testing.assert_close(plain_forward(network, u, t, labels), network(u, t, labels)[0])
 
 

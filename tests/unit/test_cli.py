@@ -133,6 +133,42 @@ def test_one_rank_speaks_for_all_except_about_what_it_read(
     assert capsys.readouterr().err == said
 
 
+PRINTING = """
+import sys, types
+from sctrain import cli
+
+def run(args):
+    print("x" * int(sys.argv[1]), flush=len(sys.argv) > 2)
+    return 0
+
+sys.modules["sctrain.commands.smoke"] = types.SimpleNamespace(run=run)
+sys.exit(cli.main(["smoke"]))
+"""
+
+
+@pytest.mark.parametrize("how", [["10"], ["10", "flush"], ["1000000"]])
+@pytest.mark.parametrize("errors_too", [False, True])
+def test_a_reader_that_ends_is_no_error(how: list[str], errors_too: bool):
+    """As of `sctrain ... | head`: not a word, neither of another rank nor of an ignored exception."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", PRINTING, *how]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    stderr = writing if errors_too else subprocess.PIPE
+    ended = subprocess.run(command, env=env, stdout=writing, stderr=stderr, timeout=60, check=False)
+    os.close(writing)
+    assert ended.returncode == cli.UNREAD and not ended.stderr
+
+
+def test_a_lost_peer_is_still_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def broken(_: object) -> int:
+        raise BrokenPipeError(32, "Broken pipe")  # of a connection; our output is read
+
+    monkeypatch.setattr("sctrain.commands.train.run", broken)
+    assert cli.main(["train", "small.yaml"]) == 1
+    assert capsys.readouterr().err == "sctrain: error: another rank ended; its own message says why\n"
+
+
 def test_a_defect_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
     def fail(_: object) -> int:
         raise ZeroDivisionError
@@ -154,7 +190,7 @@ def test_print_config_prints_yaml_that_trains_the_same(tmp_path: Path, capsys: p
 def test_train_starts_the_planned_ranks_with_the_same_arguments(monkeypatch: pytest.MonkeyPatch):
     """Only the start is replaced; tests/unit/test_launchers.py runs it."""
     started = []
-    monkeypatch.setattr(train, "open_dataset", lambda url, split: None)
+    monkeypatch.setattr(train, "open_split", lambda config: None)
     monkeypatch.setattr(train, "run_ranks", lambda argv, ranks, env: started.append((argv[1:], ranks)) or 75)
     assert cli.main(["--debug", "train", "small.yaml", "seed=1", "--ranks", "4"]) == 75
     assert cli.main(["train", "small.yaml"]) == 75

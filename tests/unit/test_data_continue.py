@@ -152,11 +152,13 @@ def test_bucket_gets_the_same_objects(photos, whole, bucket, tmp_path: Path):
     staging = set(os.listdir("/tmp"))
     prepare_folder(photos, url, 8, output=OUTPUT)
     assert content(tmp_path / "bucket") == whole
-    assert written[-1] == "dataset.json"
+    assert written[0] == "unfinished/plan.json" and written[-1] == "dataset.json"
+    assert not os.listdir(tmp_path / "bucket" / "unfinished")  # folders are of this machine only
     assert not {name for name in set(os.listdir("/tmp")) - staging if name.startswith("sctrain-prepare-")}
     written.clear()
+    (tmp_path / "bucket" / "unfinished" / "plan.json").write_bytes(b"of a writing that was killed at its very end")
     prepare_folder(photos, url, 8, output=OUTPUT)  # verified, not written
-    assert written == []
+    assert written == [] and not os.listdir(tmp_path / "bucket" / "unfinished")
 
 
 def test_interrupted_upload_goes_on(photos, whole, bucket, tmp_path: Path):
@@ -173,6 +175,15 @@ def test_interrupted_upload_goes_on(photos, whole, bucket, tmp_path: Path):
     assert not set(before[:-1]) & set(written) and before[-1] in written
     with pytest.raises(DataError, match=r"holds another data set \(resolution 8 instead of 9"):
         prepare_folder(photos, url, 9, output=OUTPUT)
+
+
+def test_what_fails_before_its_first_shard_leaves_nothing(photos, whole, bucket, tmp_path: Path):
+    url, written = bucket
+    with pytest.raises(Interrupt):
+        prepare_folder(photos, url, 9, output=OUTPUT, job=stopping_after(1))
+    assert written == []
+    prepare_folder(photos, url, 8, output=OUTPUT)  # not refused for the sake of another command's work
+    assert content(tmp_path / "bucket") == whole
 
 
 def test_other_objects_are_never_overwritten(photos, bucket, tmp_path: Path):

@@ -248,23 +248,6 @@ def test_pictures_and_latents_are_not_confused():
             decode_sample(data, zlib.crc32(data), (1, 8, 8), latent)
 
 
-def test_mutated_samples_never_do_harm():
-    """Bytes of samples in which some were changed, with a checksum that fits: a clause or an array, nothing else."""
-    generator = np.random.default_rng(0)
-    whole = {None: tar_of(a__png=PNG, a__cls=b"1"), "float16": tar_of(a__npy=encode_npy(LATENT), a__cls=b"1")}
-    refused = 0
-    for latent, data in whole.items():
-        for _ in range(1000):
-            mutated = np.frombuffer(data, np.uint8).copy()
-            mutated[generator.integers(0, len(data), generator.integers(1, 9))] = generator.integers(0, 256)
-            mutated = mutated.tobytes()[: generator.choice([len(data), generator.integers(0, len(data))])]
-            try:
-                decode_sample(mutated, zlib.crc32(mutated), (4, 8, 8) if latent else (1, 8, 8), latent)
-            except BadSampleError:
-                refused += 1
-    assert 1000 < refused < 2000
-
-
 def test_other_image_formats_decode():
     data = tar_of(a__jpg=jpeg(), a__cls=b"7")
     key, image, label = decode_sample(data, zlib.crc32(data), (1, 8, 8))

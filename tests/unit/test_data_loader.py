@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import torch
 from data_pipeline.digits import prepare_digits
 from data_pipeline.errors import DataError
 from data_pipeline.generated import generated_latents, write_latents
-from data_pipeline.loader import BatchStream, ReadOptions, ShardedDataset, open_dataset, stream
+from data_pipeline.loader import Batch, BatchStream, ReadOptions, ShardedDataset, open_dataset, stream
 from data_pipeline.order import SampleOrder
 
 BATCH = 24
@@ -100,13 +101,38 @@ def test_same_global_batches_on_any_ranks_and_workers(
     assert torch.cat([part.positions for part in parts]).tolist() == list(range(START, START + steps * BATCH))
 
 
-def test_resume_equals_uninterrupted(dataset: ShardedDataset):
-    with open_stream(dataset, start=0) as whole, open_stream(dataset, start=5 * BATCH) as resumed:
-        for _ in range(5):
-            next(whole)
-        for _ in range(3):
-            one, other = next(whole), next(resumed)
-            assert torch.equal(one.images, other.images) and torch.equal(one.positions, other.positions)
+@pytest.fixture(scope="module")
+def uninterrupted(dataset: ShardedDataset) -> list[Batch]:
+    """50 steps, half of the images mirrored."""
+    with open_stream(dataset, options=ReadOptions(flip=True)) as batches:
+        return list(islice(batches, 50))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
+@pytest.mark.parametrize(
+    ("world", "workers"),
+    [
+        *[(world, 0) for world in (1, 2, 3, 4)],
+        *[pytest.param(world, workers, marks=FULL) for world in (1, 2, 3, 4) for workers in (1, 3)],
+    ],
+)
+def test_uninterrupted_equals_left_and_resumed(
+    dataset: ShardedDataset, uninterrupted: list[Batch], world: int, workers: int
+):
+    """By keys and by bytes after augmentation: left without a word at a random step, gone on with in another way."""
+    stop = random.Random(world + 10 * workers).randrange(1, 50)
+    left = open_stream(dataset, options=ReadOptions(flip=True))
+    parts = [[batch] for batch in islice(left, stop)]
+    ranks = []
+    for rank in range(world):
+        shared = {"start": START + stop * BATCH, "micro_batch": BATCH // world, "rank": rank, "world": world}
+        with open_stream(dataset, **shared, workers=workers, options=ReadOptions(flip=True)) as batches:
+            ranks.append(list(islice(batches, 50 - stop)))
+    left.close()
+    parts += [list(part) for part in zip(*ranks, strict=True)]
+    for part, whole in zip(parts, uninterrupted, strict=True):
+        for name in ("positions", "sample_ids", "labels", "images"):
+            assert torch.equal(torch.cat([getattr(batch, name) for batch in part]), getattr(whole, name)), name
 
 
 def test_flips_belong_to_positions(dataset: ShardedDataset):

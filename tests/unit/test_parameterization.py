@@ -107,3 +107,47 @@ def test_tangents_pass_the_wrapper(noise_input, sigma_min, engine, tolerance):
 
 def test_sigma_and_time_are_inverse():
     torch.testing.assert_close(sigma_of(time_of(SIGMAS, 0.7), 0.7), SIGMAS, rtol=1e-12, atol=0)
+
+
+TIMES = time_of(SIGMAS, 1.0)
+
+
+def vp_sigma(s: Tensor) -> Tensor:
+    """Of the VP process at time s in (0, 1], with its betas written out."""
+    return ((0.5 * 19.9 * s**2 + 0.1 * s).exp() - 1).sqrt()
+
+
+def test_vp_denoiser_is_trigflow_f():
+    """D = x - sigma eps(x / sqrt(sigma^2 + 1), 999 s) of score_sde's networks, data in [-1, 1], sigma_d = 1."""
+    s = torch.tensor([1e-5, 1e-3, 0.02, 0.1, 0.3, 0.7, 1.0], dtype=torch.float64)
+    sigma = vp_sigma(s)
+    x = random_x(sigma)
+    D = x - per_sample(sigma, x) * edm_network(per_sample((sigma**2 + 1).rsqrt(), x) * x, 999 * s)
+    t = time_of(sigma, 1.0)
+    x_t = per_sample(t.cos(), x) * x
+    network = Parameterization(1.0, "vp", output="noise").of(lambda u, told, _: (edm_network(u, told), told))
+    F, told = network(x_t, t, torch.zeros(B))
+    torch.testing.assert_close(told, 999 * s, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(denoise(x_t, F, t, 1.0), D, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("output", ["velocity", "noise"])
+def test_v_and_noise_prediction_of_ddpm(output):
+    """x0 = (x - sqrt(1 - a) eps) / sqrt(a), or sqrt(a) x - sqrt(1 - a) v, at every 111th of the 1000 steps."""
+    steps = torch.arange(0, 1000, 111)
+    kept = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[steps]
+    t, x = kept.sqrt().acos(), torch.randn(len(steps), *SHAPE, dtype=torch.float64)
+    alpha, sigma = per_sample(kept.sqrt(), x), per_sample((1 - kept).sqrt(), x)
+    found = edm_network(x, steps.double())
+    x0 = alpha * x - sigma * found if output == "velocity" else (x - sigma * found) / alpha
+    network = Parameterization(1.0, "ddpm", output=output).of(lambda u, told, _: (edm_network(u, told), told))
+    F, told = network(x, t, torch.zeros(len(steps)))
+    torch.testing.assert_close(told, steps.double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(denoise(x, F, t, 1.0), x0, rtol=1e-6, atol=1e-6)
+
+
+def test_steps_between_two_are_monotonous_and_clipped():
+    network = Parameterization(1.0, "ddpm").of(lambda u, told: (u, told))
+    t = torch.linspace(1e-4, 1.57, 500, dtype=torch.float64)
+    told = network(torch.zeros(500, 1, 1, 1).double(), t)[1]
+    assert told[0] == 0 and told[-1] == 999 and (told.diff() >= 0).all() and (told.frac() > 0.01).any()

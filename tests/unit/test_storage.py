@@ -9,6 +9,7 @@ import pytest
 from data_pipeline.errors import DataError, MissingError
 from data_pipeline.storage import (
     StorageSettings,
+    delete,
     exists,
     is_remote,
     join_url,
@@ -18,6 +19,7 @@ from data_pipeline.storage import (
     read_range,
     read_ranges,
     size_of,
+    sizes_in,
     statistics,
     write_object,
 )
@@ -48,6 +50,20 @@ def test_files_are_written_listed_and_read(tmp_path: Path, scheme: str):
         read_range(url, 8, 3)
     with pytest.raises(MissingError, match="none does not exist"):
         read_range(join_url(folder, "none"), 0, 1)
+
+
+def test_what_is_written_anew_or_deleted_is_not_read_from_before(tmp_path: Path):
+    url = f"{tmp_path}/x"
+    for content in (b"one", b"three"):
+        write_object(url, content)
+        assert read_range(url, 0, len(content)) == content
+    assert sizes_in(str(tmp_path)) == {"x": 5}
+    delete([url, f"{tmp_path}/none"])
+    assert not exists(url) and sizes_in(str(tmp_path)) == {}
+    with pytest.raises(MissingError, match="does not exist"):
+        read_range(url, 0, 1)
+    with pytest.raises(MissingError, match="does not exist"):
+        sizes_in(url)
 
 
 def test_a_file_is_whole_or_absent(tmp_path: Path):
@@ -110,6 +126,8 @@ def test_what_is_not_for_this_machine_or_not_for_writing():
         local_path("s3://b/x")
     with pytest.raises(DataError, match=r"http://h/x cannot be written: web servers are only read"):
         write_object("http://h/x?sig=hush", b"")
+    with pytest.raises(DataError, match=r"http://h/x cannot be deleted: web servers are only read"):
+        delete(["http://h/x?sig=hush"])
 
 
 def test_pieces_hold_all_ranges_and_are_no_larger_than_needed():

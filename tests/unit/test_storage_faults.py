@@ -1,5 +1,6 @@
 """Reading from a web server that fails: the same bytes, in bounded time; or one sentence once the budget is spent."""
 
+import itertools
 import os
 import random
 import subprocess
@@ -12,7 +13,16 @@ from faulty_store import FAULTS, FaultyStore, served
 
 from data_pipeline import storage
 from data_pipeline.errors import DataError, MissingError
-from data_pipeline.storage import StorageSettings, open_url, patience, read_range, read_ranges, size_of, statistics
+from data_pipeline.storage import (
+    StorageSettings,
+    open_url,
+    patience,
+    read_range,
+    read_ranges,
+    remote,
+    size_of,
+    statistics,
+)
 from data_pipeline.storage.ranges import PART_BYTES
 
 BIG = random.Random(1).randbytes(PART_BYTES + 3_000_000)
@@ -81,8 +91,31 @@ def test_what_has_arrived_is_not_asked_for_again(store: FaultyStore, fault: str)
 @pytest.mark.parametrize("plan", [["other"], ["", "other"], ["503", "", "500", ""], ["stall"]])
 def test_the_first_look_can_fail_too(store: FaultyStore, plan: list[str]):
     store.plan = plan
+    assert read_range(f"{store.url}/small", 0, 9) == SMALL[:9]
+    assert size_of(f"{store.url}/small") == len(SMALL) and not store.plan
+
+
+def test_two_wrong_answers_are_not_believed_for_long(store: FaultyStore):
+    store.plan = ["other", "other"]
     assert size_of(f"{store.url}/small") == len(SMALL)
     assert read_range(f"{store.url}/small", 0, 9) == SMALL[:9]
+
+
+def test_an_object_of_which_every_answer_tells_something_else(store: FaultyStore, monkeypatch: pytest.MonkeyPatch):
+    """As of a server whose tags are times: reading it ends."""
+    numbers = itertools.count()
+    monkeypatch.setattr(remote, "_identity_of", lambda meta: remote.Identity(str(next(numbers)), meta["size"]))
+    monkeypatch.setattr(patience, "FIRST_DELAY_S", 0.01)
+    for use in (lambda: size_of(f"{store.url}/small"), lambda: read_range(f"{store.url}/big", 0, 9)):
+        with pytest.raises(DataError, match="replaced by another object"):
+            use()
+
+
+def test_what_was_forgotten_is_looked_at_anew(store: FaultyStore):
+    assert read_range(f"{store.url}/small", 0, 9) == SMALL[:9]
+    store.objects["small"] = SMALL[::-1]
+    storage.forget(f"{store.url}/small")
+    assert read_range(f"{store.url}/small", 0, 9) == SMALL[:-10:-1]
 
 
 def test_a_store_where_a_fifth_of_requests_fail_gives_the_same_bytes(store: FaultyStore):
@@ -109,7 +142,7 @@ def test_a_throttled_store_is_read_slowly_and_without_errors(store: FaultyStore)
 def test_permanent_failure_is_told_within_the_budget(store: FaultyStore, fault: str, reason: str):
     storage.configure(StorageSettings(timeout_s=0.3, retry_budget_s=1.0))
     url = f"{store.url}/small?signature=secret"
-    size_of(url)
+    assert read_range(url, 0, 9) == read_range(url, 0, 9)  # so the right one is known for certain
     store.share, store.kinds = 1.0, (fault,)
     start = time.monotonic()
     with pytest.raises(DataError, match=reason) as caught:
@@ -138,7 +171,7 @@ def test_an_object_that_ends_too_early(store: FaultyStore):
 def test_an_object_replaced_while_it_is_read_is_noticed(store: FaultyStore, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(patience, "FIRST_DELAY_S", 0.01)
     storage.configure(StorageSettings(timeout_s=0.3, retry_budget_s=60.0))
-    read_range(f"{store.url}/small", 0, 9)
+    assert read_range(f"{store.url}/small", 0, 9) == read_range(f"{store.url}/small", 0, 9)
     store.objects["small"] = SMALL[::-1]
     with pytest.raises(DataError, match="replaced by another object"):
         read_range(f"{store.url}/small", 0, 9)

@@ -4,12 +4,27 @@ import io
 import os
 import random
 import uuid
+from collections.abc import Iterator
 
 import pytest
 
 from data_pipeline import storage
+from data_pipeline.dataset import open_dataset
 from data_pipeline.errors import DataError, MissingError
-from data_pipeline.storage import exists, join_url, list_url, open_url, read_range, read_ranges, size_of, write_object
+from data_pipeline.generated import write_latents
+from data_pipeline.storage import (
+    delete,
+    exists,
+    join_url,
+    list_url,
+    open_url,
+    read_range,
+    read_ranges,
+    size_of,
+    sizes_in,
+    statistics,
+    write_object,
+)
 
 BASE = os.environ.get("SCTRAIN_TEST_S3_URL", "")
 pytestmark = pytest.mark.skipif(not BASE, reason="SCTRAIN_TEST_S3_URL names no bucket to test against")
@@ -17,10 +32,19 @@ BIG = random.Random(4).randbytes(20_000_000)  # two parts of a multipart upload
 
 
 @pytest.fixture(scope="module")
-def folder() -> str:
+def folder() -> Iterator[str]:
     folder = join_url(BASE, uuid.uuid4().hex)
     write_object(join_url(folder, "big.tar"), io.BytesIO(BIG))
-    return folder
+    yield folder
+    delete_below(folder)
+    assert list_url(folder) == []
+
+
+def delete_below(folder: str) -> None:
+    below = [url for url in list_url(folder) if url != folder]
+    for url in below:
+        delete_below(url)
+    delete(below)
 
 
 def test_objects_are_written_listed_and_read(folder: str):
@@ -32,7 +56,8 @@ def test_objects_are_written_listed_and_read(folder: str):
     for name in names:
         url = join_url(folder, f"names/{name}")
         assert exists(url) and open_url(url).read() == (name.encode() if name != "empty" else b"")
-    assert list_url(url) == [url] and not exists(join_url(folder, "names/sub"))
+        assert list_url(url) == [url]
+    assert not exists(join_url(folder, "names/sub"))
 
 
 def test_ranges(folder: str):
@@ -68,3 +93,31 @@ def test_wrong_keys_are_told_without_being_shown(folder: str, monkeypatch: pytes
     finally:
         monkeypatch.undo()
         storage.configure(storage.StorageSettings())
+
+
+def test_what_is_deleted_is_gone(folder: str):
+    urls = [join_url(folder, f"gone/{number}") for number in range(5)]
+    for url in urls:
+        write_object(url, url.encode())
+    assert sizes_in(join_url(folder, "gone")) == {str(number): len(url) for number, url in enumerate(urls)}
+    before = statistics()["requests"]
+    delete([*urls[:4], join_url(folder, "gone/none")])
+    assert statistics()["requests"] - before == 1
+    assert list_url(join_url(folder, "gone")) == urls[4:] and not exists(urls[0])
+    with pytest.raises(MissingError, match="does not exist, HTTP 404"):
+        read_range(urls[0], 0, 1)
+
+
+def test_all_shards_are_compared_with_one_list(folder: str):
+    url = join_url(folder, "latents")
+    write_latents(url, 24, 12)
+    before = statistics()["requests"]
+    dataset = open_dataset(url, "train")
+    assert statistics()["requests"] - before <= 7 < len(dataset.shard_urls)  # two looks and the bytes of two objects
+    write_object(join_url(url, "train-000003.tar"), b"another")
+    with pytest.raises(DataError, match=r"train-000003\.tar holds 7 bytes where \d"):
+        open_dataset(url, "train")
+    delete([join_url(url, "train-000002.tar")])
+    with pytest.raises(MissingError, match=r"train-000002\.tar does not exist"):
+        open_dataset(url, "train")
+    assert len(open_dataset(url, "train", tolerate_loss=True)) == 24

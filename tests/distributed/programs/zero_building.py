@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import rank
 import torch
@@ -33,7 +34,7 @@ def make() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(WIDTH, 1))
 
 
-def config(world: World, stage: int) -> dict:
+def config(world: World, stage: int, **options: Any) -> dict:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": {
@@ -41,6 +42,7 @@ def config(world: World, stage: int) -> dict:
             "stage3_param_persistence_threshold": 0,
             "sub_group_size": WIDTH * WIDTH,
             "reduce_bucket_size": 1,
+            **options,
         },
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": False},
@@ -99,6 +101,25 @@ def measured(world: World, folder: Path) -> dict[str, float]:
     return peaks
 
 
+def with_options(world: World) -> dict[str, list[float]]:
+    """What frozen networks, which are never stepped, and students give with weights set once, and set again."""
+    found = {}
+    for name, options in {
+        "hpz": {"zero_hpz_partition_size": world.size},
+        "cpu": {"offload_param": {"device": "cpu"}},
+    }.items():
+        blueprint, settings = Blueprint(make), config(world, 3, **options)
+        network = lay_out(blueprint, settings, world.device, trained=True)
+        trained = StudentEngine(network, OptimizerConfig(), settings)
+        frozen = FrozenEngine(lay_out(blueprint, settings, world.device, trained=False), settings, world.device)
+        for seed in (7, 5):
+            values = InitialValues(blueprint, seed)
+            frozen.fill(values)
+            trained.shards.fill(values)
+            found[f"{name} {seed}"] = [evaluate(frozen), evaluate(trained), evaluate(blueprint.whole(values))]
+    return found
+
+
 def main() -> None:
     folder, world = Path(sys.argv[1]), rank.join()
     engines = {stage: student(world, stage) for stage in STAGES}
@@ -107,7 +128,9 @@ def main() -> None:
     whole = Blueprint(make)
     expected = evaluate(whole.whole(InitialValues(whole, 5)))
     peaks = measured(world, folder / str(world.size)) if world.size > 1 else {}
-    rank.report({"weights": weights, "values": values, "expected": expected, "peaks": peaks})
+    rank.report(
+        {"weights": weights, "values": values, "expected": expected, "peaks": peaks, "options": with_options(world)}
+    )
     world.stop()
 
 

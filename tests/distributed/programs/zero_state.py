@@ -38,6 +38,8 @@ VARIANTS = {  # optimizer, bf16, ZeRO stage, threshold of persistence (of 33 * 5
     "bf16-cpu": ("radam", True, 3, 165, "cpu"),
     "disk": ("radam", False, 3, 165, "disk"),
     "bf16-disk": ("adam", True, 3, 0, "disk"),
+    "weights-on-cpu": ("adam", False, 3, 165, "weights"),
+    "hpz": ("adam", True, 3, 0, "hpz"),
     "bf16-disk-as-on-gpus": ("adam", True, 3, 165, "cpu+disk"),
 }
 
@@ -63,6 +65,10 @@ class Run:
         if offload and "cpu" in offload:
             config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
             config["zero_force_ds_cpu_optimizer"] = False
+        if offload == "weights":
+            config["zero_optimization"]["offload_param"] = {"device": "cpu"}
+        if offload == "hpz":
+            config["zero_optimization"]["zero_hpz_partition_size"] = world.size
         disk = DiskMemory(FOLDER / "disk") if offload and "disk" in offload else None
         self.world, self.dtype = world, torch.bfloat16 if bf16 else torch.float32
         self.engine = StudentEngine(network, OptimizerConfig(name=name, betas=(0.9, 0.999)), config, disk)

@@ -21,6 +21,7 @@ from models.layers import Conditioning
 from models.registry import build_network
 from models.tangent.engines import single_pass, tangent_engine
 from models.tangent.recorded import recorded
+from models.unet_options import ADMOptions, UNetOptions
 from sctrain.config.schema import OptimizerConfig
 from sctrain.objectives.base import Draws, Networks
 from sctrain.objectives.continuous import ContinuousConsistency
@@ -69,13 +70,18 @@ class Case:
     dropout: float = 0.0
     bf16: bool = False
     wide: bool = False
+    network: str = "dit"
+    option: str = ""  # of ZeRO-3
 
     def __str__(self) -> str:
         words = [self.objective, self.engine, f"stage{self.stage}"]
+        words += [self.option] * bool(self.option)
         words += ["checkpointing"] * self.checkpointing + ["accumulated"] * (self.accumulation > 1)
-        return " ".join(words + ["dropout"] * (self.dropout > 0) + ["bf16"] * self.bf16 + ["wide"] * self.wide)
+        words += ["dropout"] * (self.dropout > 0) + ["bf16"] * self.bf16 + ["wide"] * self.wide
+        return " ".join(words + [self.network] * (self.network != "dit"))
 
 
+OPTIONS = ("hpz", "weights-on-cpu", "optimizer-on-cpu")
 SETTINGS = list(itertools.product((0, 3), (False, True), (1, 2), (0.0, 0.2), (False, True)))
 COMBINATIONS = {
     "every": SETTINGS,
@@ -90,7 +96,16 @@ OTHERS = [
     *(Case(engine=engine, checkpointing=True) for engine in ("two_pass", "finite_difference")),
     *(Case(stage=stage, checkpointing=True, dropout=0.2) for stage in (1, 2)),
     Case(bf16=True, wide=True, checkpointing=True),
+    Case(network="ncsnpp", checkpointing=True, dropout=0.2),
+    Case(network="adm", objective="scd", accumulation=2),
+    *(Case(objective=name, option=option, accumulation=2) for name in ("sct", "scd") for option in OPTIONS),
 ]
+UNET = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,))
+NETWORKS = {
+    "dit": DiTOptions(width=32, depth=2, heads=2, patch_size=2),
+    "ncsnpp": UNetOptions("ncsnpp", time_scale=0.1, **UNET),
+    "adm": ADMOptions(head_channels=4, **UNET),
+}
 
 
 def combinations(which: str) -> list[Case]:
@@ -101,7 +116,7 @@ def combinations(which: str) -> list[Case]:
 def network(seed: int, case: Case):
     """No gate is zero: a zero tangent would verify nothing."""
     torch.manual_seed(seed)
-    options = DiTOptions(width=32, depth=2, heads=2, patch_size=2, dropout=case.dropout)
+    options = replace(NETWORKS[case.network], dropout=case.dropout)
     told = Conditioning(10, jumps=case.objective == "segments" and seed != TEACHER)
     made = build_network(options, 1, 8, 8, told, execution=Execution(checkpointing=case.checkpointing))
     with torch.no_grad():
@@ -133,8 +148,17 @@ def zero_config(world, case: Case) -> dict:
             "stage": case.stage,
             "stage3_param_persistence_threshold": 0,
             "memory_efficient_linear": False,
+            **options(world)[case.option],
         },
+        "zero_force_ds_cpu_optimizer": False,
     }
+
+
+def options(world) -> dict[str, dict]:
+    """What DeepSpeed is told for each."""
+    cpu = {"device": "cpu"}
+    settings = {"zero_hpz_partition_size": world.size}, {"offload_param": cpu}, {"offload_optimizer": cpu}
+    return {"": {}, **dict(zip(OPTIONS, settings, strict=True))}
 
 
 class BareEngine:
