@@ -19,7 +19,6 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
-from torch.utils.flop_counter import FlopCounterMode
 
 from data_pipeline.description import DatasetDescription
 from models.tangent.engines import tangent_engine
@@ -32,6 +31,7 @@ from sctrain.errors import UserError
 from sctrain.objectives import build_objective
 from sctrain.objectives.base import Batch, Draws, Networks, Objective, Progress
 from sctrain.objectives.drawing import Data
+from sctrain.planning.flops import Flops
 from sctrain.planning.zero3 import Zero3Gathering, Zero3Sizes
 from sctrain.randomness import Purpose, SampleGenerator
 from sctrain.smoke.shrinking import lacks_backbone
@@ -75,7 +75,7 @@ def count(
             for parameter in modules[0].parameters():
                 parameter.register_post_accumulate_grad_hook(_forget_gradient)
         try:
-            with FlopCounterMode(display=False) as flops:  # the first step is traced, the second is like all others
+            with Flops() as flops:  # the first step is traced, the second is like all others
                 _step(objective, draws, networks, gatherings)
             modules[0].zero_grad()
             with Watch() as watch:
@@ -85,7 +85,7 @@ def count(
                 f"the objective '{config.objective.name}' looks at values ({error}), which a plan has none of: "
                 "plan with another objective on the same network"
             ) from error
-    return Counted(watch.peak, flops.get_total_flops(), gathered)
+    return Counted(watch.peak, flops.total, gathered)
 
 
 def _step(objective: Objective, draws: Draws, networks: Networks, gatherings: list[Zero3Gathering]) -> int:
