@@ -98,7 +98,7 @@ def _step_table(rows: Sequence[dict[str, Any]], settings: Any) -> str:
         f"{settings.network or f'DiT {settings.width} x {settings.depth}'}, "
         f"{f'{settings.side}^2 pixels' if settings.network else f'{(settings.side // 2) ** 2} tokens'}, "
         f"batch {settings.batch}, {settings.precision}, {settings.rounds} rounds. Ratios to the diffusion step of the "
-        f"same ranks and checkpointing; limit: 1 + the additional forwards, a tangent {settings.tangent_share:.2f} of one."
+        f"same ranks and checkpointing; limit: 1 + the additional forwards, a tangent {settings.tangent_share:.2f}."
     ]
     groups = dict.fromkeys((row["ranks"], row["checkpointing"]) for row in rows)
     for ranks, checkpointing in groups:
