@@ -90,5 +90,6 @@ def _modulated(layer: torch.nn.Module, y: Tensor, condition: Tensor) -> Tensor:
 def _attended(layer: Attention, x: Tensor) -> Tensor:
     B, C, H, W = x.shape
     qkv = normalize(product(layer.qkv, x).reshape(B, 3, layer.heads, C // layer.heads, H * W), (3,))
-    mixed = F.scaled_dot_product_attention(*qkv.transpose(-1, -2).unbind(1))
+    q, k, v = qkv.transpose(-1, -2).unbind(1)
+    mixed = F.scaled_dot_product_attention(q, k, v)
     return add(x, product(layer.project, mixed.transpose(-1, -2).reshape(B, C, H, W)))
