@@ -230,8 +230,13 @@ def teacher_parameterization(config: RunConfig) -> Parameterization:
 
 def trained_network(config: RunConfig, data: DatasetDescription, source: WeightsFrom) -> nn.Module:
     """A network with the EMA weights of another run, whole; its shape must be this run's."""
+    return network_with(config, data, snapshot_weights(source), source.run)
+
+
+def network_with(config: RunConfig, data: DatasetDescription, weights: StoredWeights, origin: Path) -> nn.Module:
+    """A network with these weights, which `origin` holds, whole; UserError if they are not of its shape."""
     network = blueprint(config, data)
-    return network.whole(_fitting(network, snapshot_weights(source), source.run))
+    return network.whole(_fitting(network, weights, origin))
 
 
 def snapshot_weights(source: WeightsFrom) -> StoredWeights:

@@ -162,18 +162,34 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("run", type=Path, help="run folder, or an exported model")
     parser.add_argument("--sampler", choices=_SAMPLERS, help="of a diffusion model heun (default), euler or dpm")
     parser.add_argument("--steps", type=int, help="sampling steps (default: 1; of a diffusion model ode_steps)")
     parser.add_argument("--times", type=float, nargs="+", metavar="T", help="of a student's steps after the first")
     parser.add_argument("--gamma", type=float, help="of ctm: 0 is deterministic (default), 1 all noise anew")
     parser.add_argument("--count", type=int, default=64, help="number of images (default: 64)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--class", type=int, dest="label", metavar="CLASS", help="one class only")
+    parser.add_argument("--class", type=_label, dest="label", metavar="CLASS", help="one only; none: without a label")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance (default: the run's scale; 1: none)")
+    parser.add_argument("--guide", type=Path, metavar="RUN", help="guide by this run instead, a smaller or weaker one")
+    parser.add_argument("--guide-ema", type=float, metavar="WIDTH", help="its relative EMA width")
+    told = "what the guide is told: no label (EDM2; default if it knows that), or the same (autoguidance)"
+    parser.add_argument("--guide-labels", choices=("none", "same"), help=told)
     parser.add_argument("--ema", type=float, help="relative EMA width (default: the run's first to be scored)")
     parser.add_argument("--vae", type=Path, metavar="FOLDER", help="auto-encoder that decodes latents (or data.vae)")
     parser.add_argument("--out", type=Path, default=Path("grid.png"), help="image file (default: grid.png)")
+
+
+def _label(text: str) -> int | str:
+    return text if text == "none" else int(text)
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--ema", type=float, help="relative EMA width (default: the run's first to be scored)")
+    parser.add_argument("--format", choices=("safetensors", "diffusers"), default="safetensors")
+    parser.add_argument("--images", type=int, metavar="N", help="which snapshot (default: the newest)")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="new folder to write")
 
 
 def _edit(parser: argparse.ArgumentParser) -> None:
@@ -319,6 +335,17 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verdict", type=Path, help=argparse.SUPPRESS)
 
 
+def _plan(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument("--gpus", type=count, required=True, metavar="N", help="all of them, over all nodes")
+    parser.add_argument("--nodes", type=count, metavar="M", help="machines (default: one per 8 GPUs)")
+    parser.add_argument("--gpu-memory", type=byte_size, default=80 * 10**9, metavar="SIZE", help="default: 80GB")
+    rates = parser.add_mutually_exclusive_group()
+    rates.add_argument("--bench", type=Path, metavar="FILE", help="rates of the hardware, as --measure wrote them")
+    rates.add_argument("--measure", type=Path, metavar="FILE", help="run some steps on N ranks here, and write FILE")
+    parser.add_argument("--json", action="store_true", help="an object instead of words")
+
+
 def _smoke(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="YAML files or names of recipes (default: all)")
 
@@ -351,11 +378,13 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train one run, or go on with it", _train),
     "evaluate": ("score the published snapshots of a run", _evaluate),
     "sample": ("draw images from the newest snapshot of a run", _sample),
+    "export": ("write one EMA of a run as safetensors or a diffusers pipeline", _export),
     "edit": ("fill in, colour, sharpen or denoise your pictures with a consistency model", _edit),
     "import": ("make a run of published weights, running nothing of theirs", _import),
     "verify-published": ("draw and score published weights against the published figures", _verify_published),
     "times": ("search the best times for a student's several steps", _times),
     "doctor": ("check this machine, and a run description with its tangents if one is given", _doctor),
+    "plan": ("tell whether a run fits on so many GPUs, and what to change if not", _plan),
     "bench": ("measure what training and sampling cost here", _bench),
     "sweep": ("train one description with several values of its keys, and compare", _sweep),
     "models": ("list the networks by name: parameters, multiply-adds, what they take", _models),

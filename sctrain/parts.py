@@ -11,7 +11,7 @@ from torch import nn
 
 from data_pipeline.allocator import keep_freed_memory
 from data_pipeline.loader import Batch as RawBatch
-from data_pipeline.loader import BatchStream, ReadOptions, stream
+from data_pipeline.loader import BatchStream, ReadOptions, ShardedDataset, stream
 from models.attention import chosen_backend
 from models.discriminator import Discriminator
 from models.tangent.engines import tangent_engine
@@ -42,10 +42,11 @@ from sctrain.zero.world import World
 class Parts:
     """Built from the description alone, on all ranks together; weights are those that the run starts with."""
 
-    def __init__(self, config: RunConfig, world: World):
+    def __init__(self, config: RunConfig, world: World, dataset: ShardedDataset | None = None):
+        """`dataset` takes the place of the configured one; what only measures needs its description alone."""
         self.config, self.world = config, world
         building.refuse_unfit_sources(config)
-        self.dataset = building.open_split(config)
+        self.dataset = dataset or building.open_split(config)
         data = self.dataset.description
         self.space = building.model_space(config, data)
         known = Data(config.sigma_data, len(data.classes))

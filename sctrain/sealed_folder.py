@@ -79,7 +79,7 @@ def read_manifest(folder: Path, mend: str) -> dict[str, Any]:
 def verified(folder: Path, name: str, manifest: dict[str, Any], mend: str) -> Path:
     """Path of a file of a sealed folder, checked against the manifest; UserError, ending in `mend`, if damaged."""
     path = folder / name
-    assert path.parent == folder, f"{name} leaves its folder"
+    assert not Path(name).is_absolute() and ".." not in Path(name).parts, f"{name} leaves its folder"
     try:
         actual = describe_file(path)
     except OSError as error:

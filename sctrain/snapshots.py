@@ -10,7 +10,7 @@ all tracks stored so far (EDM2 section 3.2).
 import itertools
 import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from torch import Tensor
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.power_ema import gamma_from_width, posthoc_coefficients, unexplained
+from sctrain.provenance import code_version
 from sctrain.runs import RunFolder, image_count_name, numbered
 from sctrain.sealed_folder import partial_folder, read_manifest, seal, verified
 from sctrain.tensor_file import TensorFile, write_tensors
 
 MAX_UNEXPLAINED = 0.1  # of the profile's energy
+_AT_ONCE = 2**20  # elements that are summed in float64
 NEGLIGIBLE = 1e-9  # coefficients below it change no fp32 weight, and need no reading
 
 
@@ -54,6 +56,7 @@ def publish(
             shutil.rmtree(partial)
         else:
             content = {"images": images, "widths": list(tracks), "config": config, "files": files}
+            content["code"] = code_version()
             seal(final, content | {"tensors": {name: list(shape) for name, shape in shapes.items()}})
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -99,8 +102,9 @@ def snapshot_config(run: Path, images: int) -> RunConfig:
 class StoredWeights:
     """EMA weights of one width in published snapshots: a weighted sum of stored tracks, read piece by piece."""
 
-    def __init__(self, shapes: Mapping[str, Sequence[int]], terms: Sequence[tuple[float, Path]]):
-        """`terms` are (weight, verified file)."""
+    def __init__(self, shapes: Mapping[str, Sequence[int]], terms: Sequence[tuple[float, Path]], prefix: str = ""):
+        """`terms` are (weight, verified file), in which names begin with `prefix`."""
+        self._prefix = prefix
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self._terms = [(weight, TensorFile(path)) for weight, path in terms]
 
@@ -108,11 +112,22 @@ class StoredWeights:
         """(stop - start,) float32 on the CPU: that interval of the flattened parameter, summed in float64."""
         (first, file), *others = self._terms
         if first == 1 and not others:
-            return file.read(name, start, stop)
+            return file.read(self._prefix + name, start, stop)
         total = torch.zeros(stop - start, dtype=torch.float64)
         for weight, file in self._terms:
-            total.add_(file.read(name, start, stop), alpha=weight)
+            total.add_(file.read(self._prefix + name, start, stop), alpha=weight)
         return total.float()
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, whole float32 tensor), in the order of `shapes`; none of them is held on to."""
+        return ((name, self._whole(name)) for name in self.shapes)
+
+    def _whole(self, name: str) -> Tensor:
+        whole = torch.empty(math.prod(self.shapes[name]))
+        for start in range(0, len(whole), _AT_ONCE):
+            piece = whole[start : start + _AT_ONCE]
+            piece.copy_(self.read(name, start, start + len(piece)))
+        return whole.view(self.shapes[name])
 
 
 def open_weights(folder: Path, images: int | None, width: float) -> StoredWeights:
@@ -131,8 +146,7 @@ def open_weights(folder: Path, images: int | None, width: float) -> StoredWeight
 
 def load_weights(folder: Path, images: int | None, width: float) -> dict[str, Tensor]:
     """All of `open_weights` at once: whole tensors by parameter name."""
-    weights = open_weights(folder, images, width)
-    return {name: weights.read(name, 0, math.prod(shape)).view(shape) for name, shape in weights.shapes.items()}
+    return dict(open_weights(folder, images, width))
 
 
 def _history(folder: Path, images: int | None) -> list[tuple[Path, dict[str, Any]]]:

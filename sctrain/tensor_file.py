@@ -33,6 +33,7 @@ def write_tensors(
             file.write(raw)
             digest.update(raw)
             count += len(raw)
+            del tensor, raw  # before the next one is made
         assert next(names, None) is None, "some tensors did not come"
         file.flush()
         os.fsync(file.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from models.tangent.dual import Dual
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,19 @@ def footprint(run: Callable[[], object]) -> Footprint:
         run()
         torch.cuda.synchronize()
         return Footprint(torch.cuda.max_memory_allocated() - before, None)
-    with _Watch() as watch:
+    with Watch() as watch:
         run()
     return Footprint(watch.peak, watch.gathers)
 
 
-class _Watch(TorchDispatchMode):
+def live_bytes() -> int:
+    """Of all tensors that this process holds, on a CPU, each storage once."""
+    tensors = [x for x in gc.get_objects() if issubclass(type(x), Tensor) and not isinstance(x, Dual)]
+    storages = {s._cdata: s.nbytes() for s in _storages([(x, x.grad if x.is_leaf else None) for x in tensors])}
+    return sum(storages.values())
+
+
+class Watch(TorchDispatchMode):
     """Counts the storages that operations make, until they are freed."""
 
     def __init__(self) -> None:

@@ -14,13 +14,15 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from data_pipeline.description import DatasetDescription, read_description
-from sctrain.building import model_space, parameterization, trained_network, use_storage
+from data_pipeline.description import DatasetDescription
+from sctrain.building import model_space, parameterization
 from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.errors import UserError
+from sctrain.evaluation.guide import Guide
 from sctrain.evaluation.method import Method, guidance_scale, times_of
+from sctrain.evaluation.source import Source
 from sctrain.files import write_bytes
-from sctrain.guidance import guided_network
+from sctrain.guidance import guided_by, guided_network
 from sctrain.latents import LatentSpace
 from sctrain.processes import T_MAX, ModelSpace
 from sctrain.runs import RunFolder, image_count_name
@@ -61,6 +63,7 @@ class Generator:
     about: DatasetDescription
     device: torch.device
     guidance: float
+    guide: Guide | None = None
 
     @staticmethod
     def of(run: Path, images: int, ema: float, device: torch.device, guidance: float | None = None) -> "Generator":
@@ -68,12 +71,16 @@ class Generator:
 
         None is the scale of guidance that the run is evaluated with.
         """
-        config = snapshot_config(run, images)
-        use_storage(config)
-        scale = guidance_scale(run, config, guidance)
-        about = read_description(config.data.url)
-        network = trained_network(config, about, WeightsFrom(run=run, images=images, ema=ema))
-        return Generator(network.to(device).eval(), config, about, device, scale)
+        return Generator.from_source(Source.of(run, ema, images), device, guidance)
+
+    @staticmethod
+    def from_source(
+        source: Source, device: torch.device, guidance: float | None = None, guide: Guide | None = None
+    ) -> "Generator":
+        """As `of`; away from the answers of `guide`, where there is one."""
+        config = source.config
+        scale = guidance_scale(source.place, config, guidance) if guide is None else guide.scale(config, guidance)
+        return Generator(source.network().to(device).eval(), config, source.about, device, scale, guide)
 
     @property
     def space(self) -> ModelSpace:
@@ -97,9 +104,11 @@ class Generator:
         start = time.perf_counter()
         batches = torch.arange(first, first + count).split(self.config.evaluation.batch)
         calls: list[int] = []
-        counting = self.network.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+        networks = [self.network] if self.guide is None else [self.network, self.guide.module]
+        hooks = [n.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0]))) for n in networks]
         x = torch.cat([self._batch(method, seed, indices, label).float().cpu() for indices in batches])
-        counting.remove()
+        for hook in hooks:
+            hook.remove()
         return Drawn(x, sum(calls) // count, time.perf_counter() - start)
 
     @torch.no_grad()
@@ -127,6 +136,8 @@ class Generator:
         """
         assert guidance is None, "the generator's own"
         network, scale = parameterization(self.config).of(self.network), torch.full_like(t, self.guidance)
+        if self.guide is not None:
+            return guided_by(network, self.guide.network, scale, self.guide.no_label)(u, t, labels)
         if self.config.objective.guided_scales is not None:
             return network(u, t, labels, scale, end)
         if self.guidance == 1:

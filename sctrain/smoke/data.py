@@ -6,7 +6,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data_pipeline.description import DESCRIPTION_FILE, Channels, DatasetDescription, read_description
+from data_pipeline.description import (
+    DESCRIPTION_FILE,
+    Channels,
+    DatasetDescription,
+    LatentDescription,
+    read_description,
+)
 from data_pipeline.publish import DatasetPlan, publish
 from data_pipeline.readers import ArrayReader
 from data_pipeline.samples import samples_of
@@ -39,8 +45,14 @@ def described(config: RunConfig) -> DatasetDescription:
         raise UserError(f"data.url {url} is not here, and no known data set: prepare it, or name one of {list(_KNOWN)}")
     channels, side, classes = known
     names = [str(number) for number in range(classes)]
-    # Not validated: the pipeline writes no images of four channels.
-    return DatasetDescription.model_construct(channels=channels, height=side, width=side, classes=names)
+    latents = None
+    if config.data.latents is not None:
+        convention = config.data.latents
+        latents = LatentDescription(encoder="unknown", dtype="float32", content="mean", convention=convention)
+    # Not validated: there are no splits.
+    return DatasetDescription.model_construct(
+        channels=channels, height=side, width=side, classes=names, latents=latents
+    )
 
 
 def write_random_images(folder: Path, like: DatasetDescription) -> DatasetDescription:

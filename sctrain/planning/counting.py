@@ -1,0 +1,168 @@
+"""One micro-batch of the run's own objective on its own networks, as fake tensors: what it holds, computes and gathers.
+
+Nothing is estimated here: autograd keeps what it keeps, under the configured tangent engine, checkpointing and
+precision, and every storage is counted from its first to its last use. Only the device is another: kernels that exist
+on a GPU alone are counted as the CPU's implementation of the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+
+from data_pipeline.description import DatasetDescription
+from models.tangent.engines import tangent_engine
+from models.tangent.recorded import recorded
+from sctrain import building
+from sctrain.bench.memory import Watch
+from sctrain.config.objectives import TrigFlowObjective
+from sctrain.config.schema import RunConfig
+from sctrain.errors import UserError
+from sctrain.objectives import build_objective
+from sctrain.objectives.base import Batch, Draws, Networks, Objective, Progress
+from sctrain.objectives.drawing import Data
+from sctrain.planning.flops import Flops
+from sctrain.planning.zero3 import Zero3Gathering, Zero3Sizes
+from sctrain.randomness import Purpose, SampleGenerator
+from sctrain.smoke.shrinking import lacks_backbone
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Of one micro-batch on one rank, in bytes beyond what is held between steps."""
+
+    peak: int
+    flops: int  # 2 per multiply-add
+    gathered: int  # elements of all networks
+
+
+def parameter_sizes(config: RunConfig, about: DatasetDescription) -> list[int]:
+    """Elements of each parameter of the student, built without memory."""
+    return [math.prod(shape) for shape in building.blueprint(config, about).shapes.values()]
+
+
+def count(
+    config: RunConfig,
+    about: DatasetDescription,
+    micro: int,
+    sizes: Zero3Sizes | None,
+    *,
+    tangents: bool = True,
+    keeps_gradients: bool = False,
+) -> Counted:
+    """`micro` images on a rank. `sizes` None: parameters are not partitioned. Without tangents theirs are zeros.
+
+    Gradients of parameters count up to the end where `keeps_gradients`, else until they are complete.
+
+    UserError where the objective looks at values, which fake tensors have none of.
+    """
+    draws, objective = _drawn(config, about, micro)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        networks, modules = _networks(config, about, mode, tangents)
+        draws = _faked(draws, mode)
+        gatherings = [] if sizes is None else [Zero3Gathering(module, sizes) for module in modules]
+        if sizes is None and not keeps_gradients:
+            for parameter in modules[0].parameters():
+                parameter.register_post_accumulate_grad_hook(_forget_gradient)
+        try:
+            with Flops() as flops:  # the first step is traced, the second is like all others
+                _step(objective, draws, networks, gatherings)
+            modules[0].zero_grad()
+            with Watch() as watch:
+                gathered = _step(objective, draws, networks, gatherings)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise UserError(
+                f"the objective '{config.objective.name}' looks at values ({error}), which a plan has none of: "
+                "plan with another objective on the same network"
+            ) from error
+    return Counted(watch.peak, flops.total, gathered)
+
+
+def _step(objective: Objective, draws: Draws, networks: Networks, gatherings: list[Zero3Gathering]) -> int:
+    objective.loss(draws, networks).per_sample.mean().backward()
+    gathered = sum(gathering.gathered for gathering in gatherings)
+    for gathering in gatherings:
+        gathering.end_of_step()
+    return gathered
+
+
+def _forget_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _drawn(config: RunConfig, about: DatasetDescription, micro: int) -> tuple[Draws, Objective]:
+    """Real draws of a random batch, halfway through the run."""
+    method = config.objective
+    if lacks_backbone(method):  # a file of the user's that is not here: counted without it
+        method = method.model_copy(update={"metric": method.metric.model_copy(update={"name": "l2", "weights": None})})
+    classes = len(about.classes)
+    objective = build_objective(
+        method, Data(config.sigma_data, classes), about.shape, building.model_space(config, about)
+    )
+    generator = SampleGenerator(config.seed, range(micro), Purpose.TRAINING)
+    images = config.sigma_data * torch.randn(micro, *about.shape)
+    batch = Batch(images, torch.arange(micro) % classes)
+    return objective.draw(generator, batch, Progress(config.budget_images // 2, config.budget_images)), objective
+
+
+def _networks(
+    config: RunConfig, about: DatasetDescription, mode: FakeTensorMode, tangents: bool
+) -> tuple[Networks, list[nn.Module]]:
+    """As `Parts` builds them; a teacher is taken to be of the student's shape, which the run will insist on."""
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    as_F = building.parameterization(config).of
+    student = _fake_network(config, about, mode, dtype)
+    modules, teacher, target = [student], None, None
+    if config.objective.has_target:
+        modules.append(_fake_network(config, about, mode, dtype).requires_grad_(False))
+        modules[-1].train(not config.objective.target_teaches)
+        target = as_F(modules[-1])
+    if config.objective.distils and not config.objective.target_teaches:
+        like = config.model_copy(update={"objective": TrigFlowObjective()})
+        modules.append(_fake_network(like, about, mode, dtype).requires_grad_(False).eval())
+        teacher = building.parameterization(like).of(modules[-1])
+    return Networks(as_F(student), _engine(config, tangents), teacher, target), modules
+
+
+def _fake_network(config: RunConfig, about: DatasetDescription, mode: FakeTensorMode, dtype: torch.dtype) -> nn.Module:
+    network = building.blueprint(config, about).skeleton()
+    for module in network.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(torch.empty(parameter.shape, dtype=dtype))
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                fake = mode.from_tensor(buffer)
+                module._buffers[name] = fake.to(dtype) if buffer.is_floating_point() else fake
+    return network
+
+
+def _engine(config: RunConfig, tangents: bool) -> Callable[..., Any]:
+    if not tangents:
+        return _values_alone
+    if config.objective.records_tangents:
+        return recorded
+    wide = torch.float32 if config.compute.tangent_precision == "fp32" else None
+    return tangent_engine(config.compute.tangent_engine, wide)
+
+
+def _values_alone(network: Any, primals: Any, tangents: Any, *constants: Any) -> Any:
+    outputs = tuple(network(*primals, *constants))
+    return outputs, torch.zeros_like(outputs[0])
+
+
+def _faked(draws: Draws, mode: FakeTensorMode) -> Draws:
+    """The same shapes without memory."""
+    values = {each.name: getattr(draws, each.name) for each in fields(draws)}
+    faked = {name: mode.from_tensor(x) for name, x in values.items() if isinstance(x, Tensor)}
+    return replace(draws, **faked)
