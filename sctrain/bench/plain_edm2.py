@@ -56,6 +56,7 @@ def _condition(network: EDM2, t: Tensor, labels: Tensor) -> Tensor:
         half = told.time.width // 2
         angles = t[:, None] * torch.exp(-math.log(100.0) * torch.arange(half, device=t.device) / (half - 1))
         time = math.sqrt(2) * torch.cat([angles.cos(), angles.sin()], -1)
+    assert told.label is not None
     classes = F.one_hot(labels, told.num_classes).to(t.dtype) * math.sqrt(told.num_classes)
     return silu(add(product(told.noise, time), product(told.label, classes), 0.5))
 
