@@ -91,7 +91,8 @@ def memory(layout: Layout, counted: Counted | None = None, *, itemised: bool = T
         together = count(config, about, micro, None)
         tangent = 0
         if config.objective.has_tangents:
-            tangent = together.peak - count(config, about, micro, None, tangents=False).peak
+            # Never below 0, where PyTorch's plain functions keep more than those that carry tangents.
+            tangent = max(0, together.peak - count(config, about, micro, None, tangents=False).peak)
         split = {
             "activations": together.peak - tangent,
             "tangent workspace": tangent,
