@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 PIECE_BYTES = 2**19  # what has arrived is handed on in pieces of about so much, whatever comes after
-AGREED, PROVEN = 2, 3  # answers
-MOST_LOOKS = 8  # at an object of which every answer tells something else
 Result = TypeVar("Result")
 
 
@@ -36,7 +33,18 @@ class Identity(NamedTuple):
     size: int  # bytes
 
 
-class _Failed(Exception):
+class _Known:
+    """An object's identity, and whether a body ever came with it: before, the looks themselves may have been wrong."""
+
+    def __init__(self, identity: Identity):
+        self.identity, self.is_proven = identity, False
+
+
+class _MistakenError(Exception):
+    """A body came with another identity than the one that was not proven yet."""
+
+
+class _FailedError(Exception):
     """One request did not bring all."""
 
     def __init__(self, failure: Failure):
@@ -52,9 +60,7 @@ class RemoteReader:
         self._statistics = statistics
         self._threads = DaemonThreads(settings.parallel)
         self._slots = threading.Semaphore(settings.parallel)  # for callers have threads of their own too
-        self._identities: dict[str, Identity] = {}
-        self._votes: dict[str, Counter[Identity]] = {}  # how many answers told it
-        self._voting = threading.Lock()
+        self._known: dict[str, _Known] = {}
         self._stops: weakref.WeakSet[threading.Event] = weakref.WeakSet()
 
     def close(self) -> None:
@@ -65,18 +71,11 @@ class RemoteReader:
 
     def forget(self, url: str) -> None:
         """The object may be another from now on."""
-        with self._voting:
-            self._identities.pop(url, None)
-            self._votes.pop(url, None)
+        self._known.pop(url, None)
 
     def size_of(self, url: str) -> int:
-        """Size in bytes, as of the first looks at the object."""
-        known = self._identities.get(url)
-        for _ in range(MOST_LOOKS):
-            known = known or self._answer(url, self._look(url))
-        if known is None:
-            raise REPLACED.error(url)
-        return known.size
+        """Size in bytes, as of the first look at the object."""
+        return self._remembered(url).identity.size
 
     def exists(self, url: str) -> bool:
         """Whether there is such an object now."""
@@ -88,19 +87,44 @@ class RemoteReader:
 
     def read_ranges(self, url: str, ranges: Sequence[Range]) -> list[bytes]:
         """The ranges (offset, size), fetched in parallel, near ones together and large ones in parts."""
-        self._expect(url)
+        end = max((offset + size for offset, size in ranges), default=0)
+        [read] = self._of_one_version(url, end, lambda known: [self._read(url, known, ranges)])
+        return read
+
+    def read_pieces(self, url: str, wanted: Range) -> Iterator[Buffer]:
+        """One range (offset, size) as it arrives, by one request after the other."""
+        return self._of_one_version(url, sum(wanted), lambda known: self._fetch_alone(url, known, wanted))
+
+    def _of_one_version(
+        self, url: str, end: int, read: Callable[[_Known], Iterable[Result]]
+    ) -> Generator[Result, None, None]:
+        """What `read` brings of an object that must have `end` bytes, begun anew if it was mistaken for another."""
+        if end > self.size_of(url) and not self._remembered(url).is_proven:
+            self.forget(url)
+        if end > self.size_of(url):
+            raise MissingError(f"{shown(url)} ends before byte {end}, so it was cut short: {PREPARE_AGAIN}.")
+        patience = Patience(url, self._settings, self._statistics)
+        while True:
+            known = self._remembered(url)
+            try:
+                yield from read(known)
+                return
+            except _MistakenError:  # by the first body, so nothing was handed on
+                if self._known.get(url) is known:
+                    self.forget(url)
+            patience.failed(REPLACED)
+
+    def _read(self, url: str, known: _Known, ranges: Sequence[Range]) -> list[bytes]:
         wanted = pieces(ranges)
         parts = [part for piece in wanted for part in piece.parts]
         with self._stopping() as stop:  # after an error the other parts need not go on
-            fetch = lambda part: b"".join(self._fetch(url, part, stop))  # noqa: E731
+            fetch = lambda part: b"".join(self._fetch(url, known, part, stop))  # noqa: E731
             fetched = [fetch(parts[0])] if len(parts) == 1 else self._threads.map(fetch, parts)
         return assemble(ranges, wanted, fetched)
 
-    def read_pieces(self, url: str, wanted: Range) -> Iterator[Buffer]:
-        """One range as it arrives."""
-        self._expect(url)
+    def _fetch_alone(self, url: str, known: _Known, wanted: Range) -> Iterator[Buffer]:
         with self._stopping() as stop:
-            yield from self._fetch(url, wanted, stop)
+            yield from self._fetch(url, known, wanted, stop)
 
     @contextmanager
     def _stopping(self) -> Iterator[threading.Event]:
@@ -134,66 +158,56 @@ class RemoteReader:
         # A signature for reading does not cover HEAD, and some servers do not know it.
         return self.ask(url, lambda client: _identity_of(obstore.get(client, name, options={"range": (0, 1)}).meta))
 
-    def _expect(self, url: str) -> None:
-        """Look at an object before it is read, unless an answer about it is known."""
-        if url not in self._votes:
-            self._answer(url, self._look(url))
+    def _remembered(self, url: str) -> _Known:
+        """What the object is remembered by: the first that two looks agree on."""
+        known, patience = self._known.get(url), Patience(url, self._settings, self._statistics)
+        while known is None:
+            first = self._look(url)
+            if first == self._look(url):
+                known = self._known.setdefault(url, _Known(first))
+            else:
+                patience.failed(REPLACED)
+        return known
 
-    def _answer(self, url: str, answer: Identity) -> Identity | None:
-        """What the object is remembered by, given one more answer: the first that two answers agree on.
-
-        These may both have been wrong, so until there is a third, another that more agree on takes its place.
-        """
-        with self._voting:
-            votes, known = self._votes.setdefault(url, Counter()), self._identities.get(url)
-            votes[answer] += 1
-            is_doubtful = known is None or votes[known] < min(PROVEN, votes[answer])
-            if votes[answer] >= AGREED and is_doubtful:
-                known = self._identities[url] = answer
-            return known
-
-    def _fetch(self, url: str, part: Range, stop: threading.Event) -> Iterator[Buffer]:
+    def _fetch(self, url: str, known: _Known, part: Range, stop: threading.Event) -> Iterator[Buffer]:
         """One range; what arrived before a failure is kept and the rest asked for."""
         offset, end = part[0], sum(part)
         patience = Patience(url, self._settings, self._statistics, stop)
-        version: list[Identity] = []  # of what has arrived, which the rest must have too
         while offset < end:
             failure = None
             try:
-                for piece in self._attempt(url, offset, end - offset, version):
+                for piece in self._attempt(url, known, offset, end - offset):
                     offset += len(piece)
                     patience.progress()
                     yield piece
-            except _Failed as failed:
+            except _FailedError as failed:
                 failure = failed.failure
+            if failure is REPLACED and not known.is_proven:
+                raise _MistakenError
             if failure is not None:
                 patience.failed(failure)  # outside of `except`: what is raised here has no history
 
-    def _attempt(self, url: str, offset: int, size: int, version: list[Identity]) -> Iterator[Any]:
-        """What one request brings; _Failed if that is not all."""
+    def _attempt(self, url: str, known: _Known, offset: int, size: int) -> Iterator[Any]:
+        """What one request brings; _FailedError if that is not all."""
         client, name = client_of(url, self._settings), object_name(url)
         try:
             with self._slots, self._statistics.request():
                 result = obstore.get(client, name, options={"range": (offset, offset + size)})
-                found = _identity_of(result.meta)
-                if self._answer(url, found) != found or version not in ([], [found]):
-                    raise _Failed(REPLACED)
-                if offset + size > found.size:
-                    end = offset + size
-                    raise MissingError(f"{shown(url)} ends before byte {end}, so it was cut short: {PREPARE_AGAIN}.")
+                if _identity_of(result.meta) != known.identity:
+                    raise _FailedError(REPLACED)
+                known.is_proven = True
                 if result.range[0] != offset:
-                    raise _Failed(TRUNCATED)
+                    raise _FailedError(TRUNCATED)
                 for piece in result.stream(min_chunk_size=PIECE_BYTES):
                     if len(piece) > size:
-                        raise _Failed(OVERLONG)
+                        raise _FailedError(OVERLONG)
                     size -= len(piece)
-                    version[:] = [found]
                     self._statistics.add("bytes", len(piece))
                     yield piece
         except TRANSPORT_ERRORS as error:
-            raise _Failed(failure_of(error)) from None
+            raise _FailedError(failure_of(error)) from None
         if size:
-            raise _Failed(TRUNCATED)
+            raise _FailedError(TRUNCATED)
 
 
 def _identity_of(meta: obstore.ObjectMeta) -> Identity:

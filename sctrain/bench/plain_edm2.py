@@ -56,6 +56,7 @@ def _condition(network: EDM2, t: Tensor, labels: Tensor) -> Tensor:
         half = told.time.width // 2
         angles = t[:, None] * torch.exp(-math.log(100.0) * torch.arange(half, device=t.device) / (half - 1))
         time = math.sqrt(2) * torch.cat([angles.cos(), angles.sin()], -1)
+    assert told.label is not None
     classes = F.one_hot(labels, told.num_classes).to(t.dtype) * math.sqrt(told.num_classes)
     return silu(add(product(told.noise, time), product(told.label, classes), 0.5))
 
@@ -90,5 +91,6 @@ def _modulated(layer: torch.nn.Module, y: Tensor, condition: Tensor) -> Tensor:
 def _attended(layer: Attention, x: Tensor) -> Tensor:
     B, C, H, W = x.shape
     qkv = normalize(product(layer.qkv, x).reshape(B, 3, layer.heads, C // layer.heads, H * W), (3,))
-    mixed = F.scaled_dot_product_attention(*qkv.transpose(-1, -2).unbind(1))
+    q, k, v = qkv.transpose(-1, -2).unbind(1)
+    mixed = F.scaled_dot_product_attention(q, k, v)
     return add(x, product(layer.project, mixed.transpose(-1, -2).reshape(B, C, H, W)))

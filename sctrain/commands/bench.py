@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from data_pipeline.allocator import keep_freed_memory
-from data_pipeline.parallel import cores
 from launchers.local import run_ranks
 from sctrain.bench import attention
 from sctrain.bench.attention import AttentionRow, AttentionSettings, default_backends
@@ -60,7 +59,7 @@ def _bench_step(args: argparse.Namespace) -> int:
     for ranks in args.ranks:
         say(f"measuring on {ranks} rank{'s' * (ranks > 1)}, {settings.rounds} rounds: this takes minutes")
         if ranks == 1:
-            torch.set_num_threads(cores())
+            torch.set_num_threads(len(os.sched_getaffinity(0)))
             rows += [vars(row) for row in measure(settings, None, device())]
         else:
             code, more = _on_ranks(ranks)
@@ -99,8 +98,7 @@ def _step_table(rows: Sequence[dict[str, Any]], settings: Any) -> str:
         f"{settings.network or f'DiT {settings.width} x {settings.depth}'}, "
         f"{f'{settings.side}^2 pixels' if settings.network else f'{(settings.side // 2) ** 2} tokens'}, "
         f"batch {settings.batch}, {settings.precision}, {settings.rounds} rounds. Ratios to the diffusion step of the "
-        f"same ranks and checkpointing; limit: 1 + the additional forwards, "
-        f"a tangent {settings.tangent_share:.2f} of one."
+        f"same ranks and checkpointing; limit: 1 + the additional forwards, a tangent {settings.tangent_share:.2f}."
     ]
     groups = dict.fromkeys((row["ranks"], row["checkpointing"]) for row in rows)
     for ranks, checkpointing in groups:
@@ -128,7 +126,7 @@ def _bench_attention(args: argparse.Namespace) -> int:
     settings = AttentionSettings(
         tuple(args.lengths), tuple(args.head_dims), args.batch, args.heads, args.precision, backends, args.rounds
     )
-    torch.set_num_threads(cores())
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     rows = attention.measure(settings, device())
     print(json.dumps([vars(row) for row in rows]) if args.json else _attention_table(rows, settings))
     return 0
@@ -171,11 +169,11 @@ def _bench_methods(args: argparse.Namespace) -> int:
             raise UserError(f"--methods: {name} starts from {methods.STARTS_FROM[name]}; name it too")
     seeds, factor = ([0, 1, 2], 4.0) if args.full else (args.seeds, 1.0)
     found = methods.trials(chosen, seeds, args.recipes, args.out, args.changes, factor)
-    jobs = args.jobs or cores()
-    say(f"{len(found)} runs in {args.out}, {jobs} side by side; repeat the command to go on")
-    failed = run_all(found, jobs)
+    cores = len(os.sched_getaffinity(0))
+    say(f"{len(found)} runs in {args.out}, {args.jobs or cores} side by side; repeat the command to go on")
+    failed = run_all(found, args.jobs or cores)
     say("measuring what a step of each method costs")
-    torch.set_num_threads(cores())
+    torch.set_num_threads(cores)
     configs = {trial.group: trial.config for trial in found[1:]}
     rows = comparison.rows(found, methods.cost_ratios(configs, args.rounds))
     print(json.dumps(comparison.as_json(rows)) if args.json else comparison.summary(rows))
@@ -200,7 +198,7 @@ def _bench_precision(args: argparse.Namespace) -> int:
     from sctrain.bench import precision
 
     ema = ema_width(snapshot_config(args.run, newest_images(args.run)), args.ema)
-    torch.set_num_threads(cores())
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     rows = precision.measure(args.run, ema, args.rounds, device())
     if args.json:
         print(json.dumps([vars(row) for row in rows]))
@@ -234,7 +232,7 @@ def _bench_sample(args: argparse.Namespace) -> int:
     if args.plot is not None:
         picture_file("--plot", args.plot)
     subjects = sampling.subjects(args.runs, settings)
-    torch.set_num_threads(cores())
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     rows = sampling.measure(subjects, settings, device())
     if args.plot is not None:
         sampling.plot(rows, args.plot)

@@ -86,9 +86,7 @@ def _findings(args: argparse.Namespace) -> Iterator[Finding]:
     if config is not None:
         yield Finding(f"run description {args.config}")
         yield from (_data(config), _batch(config), _run_folder(config))
-        yield Finding(
-            f"memory and speed on other machines: see `sctrain plan {args.config} --gpus N --gpu-memory 80GB`"
-        )
+        yield Finding(f"memory and speed elsewhere: see `sctrain plan {args.config} --gpus N --gpu-memory 80GB`")
 
 
 def _library(name: str) -> Finding:

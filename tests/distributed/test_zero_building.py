@@ -21,7 +21,7 @@ def other_world(request, folder):
 
 def test_initial_weights_depend_on_neither_ranks_nor_stage(two_ranks, other_world):
     weights = two_ranks[0]["weights"]
-    assert len(weights["3"]) == 11 and len(set(weights["3"].values())) == 11
+    assert len(weights["3"]) == 26 and len(set(weights["3"].values())) == 26
     assert weights["3"] == weights["0"] == other_world[0]["weights"]["3"] == other_world[0]["weights"]["0"]
 
 

@@ -116,13 +116,16 @@ def test_the_teacher_is_replaced_also_where_the_step_at_the_boundary_was_dropped
 def test_no_second_teacher_is_built_where_the_target_network_teaches(monkeypatch):
     """It would hold a frozen network's memory on all ranks and never be asked."""
     built: list[str] = []
-    monkeypatch.setattr(parts, "FrozenEngine", lambda network, *_: built.append(network))
-    monkeypatch.setattr(parts.building, "teacher_network", lambda config, _: config.objective.name)
+    monkeypatch.setattr(parts, "FrozenEngine", lambda network, *_: SimpleNamespace(fill=built.append))
+    monkeypatch.setattr(parts, "lay_out", lambda *_, **__: None)
+    monkeypatch.setattr(parts.building, "teacher_network", lambda config, _: (None, config.objective.name))
     monkeypatch.setattr(parts.building, "teacher_parameterization", lambda _: SimpleNamespace(of=lambda engine: engine))
     data, world = SimpleNamespace(description=None), SimpleNamespace(device="cpu")
     for method in (Settings(name="pd"), ConsistencyDistillation(name="cd")):
-        run = SimpleNamespace(config=SimpleNamespace(objective=method, teacher="a run"), dataset=data, world=world)
-        Parts._teacher(run, {})  # pyright: ignore
+        run = object.__new__(Parts)
+        run.config = SimpleNamespace(objective=method, teacher="a run")  # pyright: ignore
+        run.dataset, run.world = data, world  # pyright: ignore
+        run._teacher({})
     assert built == ["cd"]
 
 

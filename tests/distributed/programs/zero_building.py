@@ -1,6 +1,7 @@
 """zero_building.py FOLDER: networks built and loaded without being whole anywhere, and what that takes of memory.
 
-The network has 9 layers of one size, so that memory for the whole is far from memory for a shard and a layer.
+The network has many layers of one size: a whole copy is far from a shard and a layer, and one layer more, which the
+library that gathers may still hold, is little.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from sctrain.zero.ema import ShardedPowerEma
 from sctrain.zero.engine import FrozenEngine, StudentEngine
 from sctrain.zero.world import World
 
-WIDTH, LAYERS = 255, 9  # an odd number of elements per layer: shards are padded
+WIDTH, LAYERS = 155, 24  # an odd number of elements per layer: shards are padded
 STAGES = (3, 0)
 
 
