@@ -19,7 +19,6 @@ from data_pipeline.sources.folder import prepare_folder
 from data_pipeline.sources.ilsvrc import prepare_ilsvrc
 from data_pipeline.sources.lsun import prepare_lsun
 from data_pipeline.sources.shards import prepare_shards
-from data_pipeline.storage import is_remote
 from data_pipeline.verify import verify_dataset
 from sctrain.errors import UserError
 from sctrain.reporting.console import say
@@ -30,8 +29,6 @@ NAMED = 5  # skipped images that are told
 
 def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that worker processes end too
-    if args.classifier and is_remote(args.dest):
-        raise UserError("--classifier works on a folder of this machine; leave it out for a bucket")
     data = _KINDS[args.source](args)
     _tell(args.dest, data)
     if args.verify:
@@ -146,7 +143,7 @@ def _tell(dest: str, data: DatasetDescription) -> None:
 
 
 def _wants_classifier(args: argparse.Namespace, data: DatasetDescription) -> bool:
-    if args.classifier is not None or is_remote(args.dest) or "test" not in data.splits or data.latents is not None:
+    if args.classifier is not None or "test" not in data.splits or data.latents is not None:
         return bool(args.classifier)
     samples = sum(split.samples for split in data.splits.values())
     return samples * data.channels * data.height * data.width <= CLASSIFIER_BYTES

@@ -1,4 +1,4 @@
-"""The feature extractor of a data set: a small classifier trained on its training split, kept in the data folder.
+"""The feature extractor of a data set: a small classifier trained on its training split, kept with the data.
 
 `extractor.safetensors` holds the weights; `extractor.json`, written last, what they were trained on and how well they
 do on the test split.
@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from safetensors.torch import load, save
 from torch import Tensor
 
-from data_pipeline.storage import local_path
+from data_pipeline.storage import exists, join_url, open_url, write_object
 from models.classifier import FEATURES, Classifier
 from sctrain.errors import UserError
 from sctrain.evaluation.images import RealImages, in_memory, open_pictures
 from sctrain.evaluation.metrics import class_agreement
-from sctrain.files import write_bytes, write_json
 
 WEIGHTS, ABOUT = "extractor.safetensors", "extractor.json"
 BATCH = 128
@@ -57,9 +56,8 @@ def train_extractor(url: str, vae: Path | None = None) -> dict[str, Any]:
     `vae` is the folder of the decoder of latents.
     """
     train, test = (open_pictures(url, split, vae) for split in ("train", "test"))
-    recipe, folder = _recipe(train), local_path(url)
-    about = _read_about(folder)
-    if about is not None and about["recipe"] == recipe and (folder / WEIGHTS).is_file():
+    recipe, about = _recipe(train), _read_about(url)
+    if about is not None and about["recipe"] == recipe and exists(join_url(url, WEIGHTS)):
         return about
     if min(recipe["height"], recipe["width"]) < 8:
         raise UserError(f"images of {url} are smaller than 8x8; prepare it with a larger size")
@@ -75,36 +73,36 @@ def train_extractor(url: str, vae: Path | None = None) -> dict[str, Any]:
         "train_images": len(train),
         "test_images": len(test),
     }
-    write_bytes(folder / WEIGHTS, weights)
-    write_json(folder / ABOUT, about)
+    write_object(join_url(url, WEIGHTS), weights)
+    write_object(join_url(url, ABOUT), json.dumps(about, indent=2).encode())
     return about
 
 
 def load_extractor(url: str, device: torch.device | str = "cpu") -> Extractor:
     """The extractor in the data folder `url`. UserError where it is missing or damaged."""
-    folder = local_path(url)
-    about = _read_about(folder)
-    if about is None or not (folder / WEIGHTS).is_file():
-        raise UserError(
-            f"{folder} has no {ABOUT} and {WEIGHTS} to score images with; run `sctrain prepare` on it again"
-        )
-    weights = (folder / WEIGHTS).read_bytes()
+    about, file = _read_about(url), join_url(url, WEIGHTS)
+    if about is None or not exists(file):
+        raise UserError(f"{url} has no {ABOUT} and {WEIGHTS} to score images with; run `sctrain prepare` on it again")
+    with open_url(file) as stored:
+        weights = stored.read()
     fingerprint = hashlib.sha256(weights).hexdigest()
     if fingerprint != about["weights_sha256"]:
-        raise UserError(f"{folder / WEIGHTS} is damaged; delete it and run `sctrain prepare` again")
+        raise UserError(f"{file} is damaged; delete it and run `sctrain prepare` again")
     model = _build(about["recipe"])
     model.load_state_dict(load(weights))
     return Extractor(model.to(device).eval(), torch.device(device), fingerprint)
 
 
-def _read_about(folder: Path) -> dict[str, Any] | None:
-    path = folder / ABOUT
-    if not path.is_file():
+def _read_about(url: str) -> dict[str, Any] | None:
+    file = join_url(url, ABOUT)
+    if not exists(file):
         return None
+    with open_url(file) as stored:
+        text = stored.read()
     try:
-        return json.loads(path.read_text())
+        return json.loads(text)
     except ValueError as error:
-        raise UserError(f"{path} is not JSON; delete it and run `sctrain prepare` again") from error
+        raise UserError(f"{file} is not JSON; delete it and run `sctrain prepare` again") from error
 
 
 def _recipe(train: RealImages) -> dict[str, Any]:
