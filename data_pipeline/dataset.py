@@ -88,14 +88,12 @@ class ShardedDataset:
         found = sizes_in(self.url)
         if found is None:
             return
-        for name, size in zip(self.index.shard_names.tolist(), self.index.shard_bytes.tolist(), strict=True):
-            shard = join_url(self.url, name.decode())
-            if name.decode() not in found:
+        names = [name.decode() for name in self.index.shard_names.tolist()]
+        for name, shard, size in zip(names, self.shard_urls, self.index.shard_bytes.tolist(), strict=True):
+            if name not in found:
                 raise MissingError(f"{shard} does not exist: {PREPARE_AGAIN}.")
-            if found[name.decode()] != size:
-                raise DataError(
-                    f"{shard} holds {found[name.decode()]:,} bytes where {size:,} were written: {PREPARE_AGAIN}."
-                )
+            if found[name] != size:
+                raise DataError(f"{shard} holds {found[name]:,} bytes where {size:,} were written: {PREPARE_AGAIN}.")
 
     def reads_spans(self, window: int, nodes: int) -> bool:
         """Whether streaming in the order of a window goes through the cache.
@@ -147,17 +145,17 @@ class ShardedDataset:
 
     def _decoded_again(self, sample_id: int, fetcher: Fetcher) -> np.ndarray:
         """What its source has; asked several times where it may give something else now and then."""
-        looks = LOOKS if is_remote(self.url) else 1
-        while True:
-            looks -= 1
+        url = self.shard_urls[self.index.shard[sample_id]]
+
+        def read() -> np.ndarray:
             try:
                 return self._decoded(sample_id, fetcher.again(sample_id))
             except BadSampleError as error:
-                if not looks:
-                    url = self.shard_urls[self.index.shard[sample_id]]
-                    raise DamagedError(
-                        f"{url}: sample {self._name(sample_id)!r} is damaged ({error}): {PREPARE_AGAIN}."
-                    ) from error
+                raise DamagedError(
+                    f"{url}: sample {self._name(sample_id)!r} is damaged ({error}): {PREPARE_AGAIN}."
+                ) from error
+
+        return look_again([url], read, LOOKS)
 
     def _decoded(self, sample_id: int, data: bytes) -> np.ndarray:
         index, latents = self.index, self.description.latents

@@ -6,7 +6,7 @@ throughput. Spans do; each is fetched once per machine, ahead of its first use, 
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
@@ -168,7 +168,7 @@ class SpanFetcher:
         if self._cache.is_full:
             return self._direct.read(sample_ids)
         fetched: list[Fetched] = [b""] * len(sample_ids)
-        missing: deque[tuple[int, list[int], Future[bool]]] = deque()
+        missing: list[tuple[int, list[int], Future[bool]]] = []
         for span, rows in self._by_span(sample_ids).items():
             parts = self._cache.read(span, self._ranges(span, sample_ids[rows]))
             self._counts["misses" if parts is None else "hits"] += len(rows)
@@ -176,8 +176,7 @@ class SpanFetcher:
                 missing.append((span, rows, self._load(span, wait=True)))
             else:
                 _put(fetched, rows, parts)
-        while missing:
-            span, rows, loading = missing.popleft()
+        for span, rows, loading in missing:
             _put(fetched, rows, self._awaited(span, sample_ids[rows], loading))
         return fetched
 

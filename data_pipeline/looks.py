@@ -10,9 +10,9 @@ LOOKS = 4
 Result = TypeVar("Result")
 
 
-def look_again(urls: Sequence[str], read: Callable[[], Result]) -> Result:
+def look_again(urls: Sequence[str], read: Callable[[], Result], looks: int = LOOKS) -> Result:
     """What `read` makes of the objects, where it finds them damaged of other answers; files have but one."""
-    for _ in range(LOOKS - 1 if is_remote(urls[0]) else 0):
+    for _ in range(looks - 1 if is_remote(urls[0]) else 0):
         try:
             return read()
         except DamagedError:

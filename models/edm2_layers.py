@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,16 +11,16 @@ from torch import Tensor, nn
 from models.attention import attention
 from models.edm2_options import EDM2Options
 from models.execution import Execution
-from models.layers import AUGMENTATION_LABELS, Conditioning, PositionalEmbedding
+from models.layers import AUGMENTATION_LABELS, Conditioning, PositionalEmbedding, ToldBeside, resampled
 from models.magnitude import SILU, MPConv, MPFourier, MPLinear, mp_cat, mp_silu, sum_factors, unit_size
+from models.unet_plan import Place
 
-Resampling = Literal["keep", "down", "up"]
 LIMIT = 256.0  # of activations
 RESIDUAL = 0.3  # share of a branch in its sum
 KEPT, ADDED = sum_factors(RESIDUAL)
 
 
-class MPCondition(nn.Module):
+class MPCondition(ToldBeside):
     """Time, class and the rest of `told` to one vector per sample, in the dtype of t: (B,), (B,), ... -> (B, 4 C).
 
     What is told beside time and class is added to the embedding of time, with a gain that is zero at first.
@@ -44,16 +43,7 @@ class MPCondition(nn.Module):
     def forward(
         self, t: Tensor, labels: Tensor, guidance: Tensor | None, end: Tensor | None, augmentation: Tensor | None
     ) -> Tensor:
-        assert (guidance is None) == (self.guidance is None), "a guided network, and no other, is told a scale"
-        assert (end is None) == (self.end is None), "a network that jumps, and no other, is told where to"
-        assert augmentation is None or self.augmentation is not None, "this network is not told of augmentation"
-        time = self.time(t)
-        if self.guidance is not None and guidance is not None:
-            time = time + self.guidance(self.slow(guidance.to(time.dtype)))
-        if self.end is not None and end is not None:
-            time = time + self.end(self.slow(end.to(time.dtype)))
-        if self.augmentation is not None and augmentation is not None:  # none when drawing
-            time = time + self.augmentation(augmentation.to(time.dtype))
+        time = self.joined(self.time(t), self.slow, guidance, end, augmentation)
         if self.label is None:
             return mp_silu(self.noise(time))
         classes = F.one_hot(labels, self.num_classes + 1)[:, :-1].to(time.dtype)  # "no class" is zero
@@ -115,37 +105,24 @@ class Block(nn.Module):
     mp_silu are in the `scale` of the convolution beside them.
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        options: EDM2Options,
-        execution: Execution,
-        *,
-        decodes: bool,
-        resolution: int,
-        resampling: Resampling = "keep",
-        appended: int = 0,
-        attends: bool = False,
-    ):
+    def __init__(self, place: Place, options: EDM2Options, execution: Execution, *, decodes: bool):
         super().__init__()
-        self.decodes, self.appends = decodes, appended > 0
-        self.resampling: Resampling = resampling
-        inputs += appended
+        self.place, self.decodes = place, decodes
+        inputs, outputs = place.inputs + place.appended, place.outputs
         self.skip = MPConv(inputs, outputs, 1) if inputs != outputs else None
         self.first = MPConv(inputs if decodes else outputs, outputs, 3, 1 / SILU)
         told = (4 * options.channels, outputs)
         self.modulation = (
             Modulation(*told) if options.name == "edm2" else DoubleNorm(*told, whole=options.whole_condition)
         )
-        everywhere = options.dropout_below is None or resolution <= options.dropout_below
+        everywhere = options.dropout_below is None or place.resolution <= options.dropout_below
         self.dropout = nn.Dropout(options.dropout if everywhere else 0.0)
         self.second = MPConv(outputs, outputs, 3, ADDED / SILU)
-        self.attention = Attention(outputs, options.head_channels, execution) if attends else None
+        self.attention = Attention(outputs, options.head_channels, execution) if place.attends else None
 
     def forward(self, x: Tensor, condition: Tensor, appended: Tensor | None = None) -> Tensor:
         """(B, I, H, W), (B, 4 C), what to append (B, A, H, W) -> (B, O, H', W')."""
-        x = resampled(x, self.resampling)
+        x = resampled(x, self.place.resampling)
         if appended is not None:
             x = mp_cat(x, appended)
         if not self.decodes:
@@ -157,10 +134,3 @@ class Block(nn.Module):
         if self.attention is not None:
             x = self.attention(x)
         return x.clamp(-LIMIT, LIMIT)
-
-
-def resampled(x: Tensor, how: Resampling) -> Tensor:
-    """Every 2 x 2 pixels averaged, or every pixel four times."""
-    if how == "down":
-        return F.avg_pool2d(x, 2)
-    return F.interpolate(x, scale_factor=2, mode="nearest") if how == "up" else x

@@ -70,18 +70,18 @@ def _blocks(network: EDM2, side: int) -> Iterator[tuple[str, str]]:
     for room, prefix in (("encoder", "enc"), ("decoder", "dec")):
         resolution, number = side if room == "encoder" else _coarsest(network, side), 0
         for place, block in enumerate(getattr(network, room)):
-            if block.resampling == "keep":
-                inner = room == "decoder" and not block.appends
+            if block.place.resampling == "keep":
+                inner = room == "decoder" and not block.place.appended
                 word = f"in{place}" if inner else f"block{number}"
                 number += not inner
             else:
-                resolution = resolution // 2 if block.resampling == "down" else resolution * 2
-                word, number = block.resampling, 0
+                resolution = resolution // 2 if block.place.resampling == "down" else resolution * 2
+                word, number = block.place.resampling, 0
             yield f"{room}.{place}", f"unet.{prefix}.{resolution}x{resolution}_{word}"
 
 
 def _coarsest(network: EDM2, side: int) -> int:
-    return side >> sum(block.resampling == "down" for block in network.encoder)
+    return side >> sum(block.place.resampling == "down" for block in network.encoder)
 
 
 def _by_kind(weight: Tensor, heads: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from models.tangent.dual import Dual, rule
 from models.tangent.recorded import recording
+from models.unet_plan import Resampling
 
 _EPS = 1e-6
 
@@ -95,6 +96,13 @@ class PositionalEmbedding(nn.Module):
         exponents = torch.arange(half, device=t.device, dtype=t.dtype) / max(half - 1, 1)
         angles = t[:, None] * (self.scale * torch.exp(-math.log(self.period) * exponents))
         return math.sqrt(2) * torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def resampled(x: Tensor, how: Resampling) -> Tensor:
+    """Every 2 x 2 pixels averaged, or every pixel four times."""
+    if how == "down":
+        return F.avg_pool2d(x, 2)
+    return F.interpolate(x, scale_factor=2, mode="nearest") if how == "up" else x
 
 
 class Held(nn.Module):

@@ -9,7 +9,7 @@ from models.layers import Conditioning, WeightingHead
 from models.tangent.dual import value_of
 from models.unet_layers import CONDITION_FACTOR, Block, ImagePyramid, UNetCondition, drawn, group_norm
 from models.unet_options import ADMOptions, UNetOptions
-from models.unet_plan import Place, Plan, planned
+from models.unet_plan import Place, Plan, check_fit, planned
 
 
 class UNet(nn.Module):
@@ -34,7 +34,7 @@ class UNet(nn.Module):
             options.attention,
             sparse=form.sparse_attention,
         )
-        _check(options, plan, height, width)
+        check_fit(plan, options.multipliers, height, width, options.head_channels)
         self.head_dim = max(_head_channels(options, place) for place in plan.attended)
         self.condition = UNetCondition(options.channels, form, options.time_scale, told)
         self.embed = drawn(nn.Conv2d(channels, options.channels, 3, padding=1), form)
@@ -100,18 +100,3 @@ def _pyramid(plan: Plan, channels: int, options: UNetOptions | ADMOptions) -> li
 
 def _head_channels(options: UNetOptions | ADMOptions, place: Place) -> int:
     return options.head_channels or place.outputs
-
-
-def _check(options: UNetOptions | ADMOptions, plan: Plan, height: int, width: int) -> None:
-    """ValueError where images of this size do not fit."""
-    halvings = len(options.multipliers) - 1
-    if height % 2**halvings or width % 2**halvings:
-        raise ValueError(
-            f"network.multipliers halves images of {height}x{width} {halvings} times; give it fewer levels"
-        )
-    for place in plan.attended:
-        if place.outputs % _head_channels(options, place):
-            raise ValueError(
-                f"network.head_channels {options.head_channels} does not divide the {place.outputs} channels "
-                f"at resolution {place.resolution}"
-            )

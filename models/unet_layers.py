@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from models.attention import attention
 from models.execution import Execution
-from models.layers import Conditioning, Held, PositionalEmbedding, ToldBeside, WideLinear, pixel_norm, unit_modulation
+from models.layers import (
+    Conditioning,
+    Held,
+    PositionalEmbedding,
+    ToldBeside,
+    WideLinear,
+    pixel_norm,
+    resampled,
+    unit_modulation,
+)
 from models.unet_options import Form
 from models.unet_plan import Place, Resampling
 
@@ -106,6 +115,7 @@ class Resample(nn.Module):
     """Halves or doubles the resolution behind a separable filter: (B, C, H, W) -> (B, C, H', W')."""
 
     kernel: Tensor | None
+    how: Resampling
 
     def __init__(self, how: Resampling, taps: tuple[int, ...], *, pads: bool = True):
         super().__init__()
@@ -115,10 +125,8 @@ class Resample(nn.Module):
         self.register_buffer("kernel", kernel, persistent=False)  # None: the means of 2 x 2 pixels, their copies
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.how == "keep":
-            return x
-        if self.kernel is None:
-            return F.avg_pool2d(x, 2) if self.how == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
+        if self.how == "keep" or self.kernel is None:
+            return resampled(x, self.how)
         channels = x.shape[1]
         kernel = self.kernel.to(x.dtype).expand(channels, 1, -1, -1)
         if self.how == "down":

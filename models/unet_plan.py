@@ -1,8 +1,8 @@
 """Where the blocks of a U-Net stand: which they are, what they take and give, and what the encoder leaves the decoder.
 
-One layout serves DDPM++, NCSN++ and ADM: per level of the encoder a halving (but for the first) and its blocks; in the
-middle one block with attention and one without; per level of the decoder a doubling (but for the first) and one block
-more than the encoder's, each given one of what the encoder left, the last first.
+One layout serves DDPM++, NCSN++, ADM and EDM2: per level of the encoder a halving (but for the first) and its blocks;
+in the middle two blocks, of which the first may attend; per level of the decoder a doubling (but for the first) and
+one block more than the encoder's, each given one of what the encoder left, the last first.
 """
 
 from __future__ import annotations
@@ -44,16 +44,20 @@ def planned(
     blocks: int,
     attention: tuple[int, ...],
     *,
-    sparse: bool,
+    sparse: bool = False,
+    middle: bool = True,
 ) -> Plan:
-    """The U-Net for images of `side` pixels. `sparse`: in the decoder only the last block of a level attends."""
+    """The U-Net for images of `side` pixels.
+
+    sparse: in the decoder only the last block of a level attends. middle: so does the first block of the middle.
+    """
     encoder, left = _encoder(side, channels, multipliers, blocks, attention)
     decoder = []
     width, coarsest = left[-1], len(multipliers) - 1
     for level in range(coarsest, -1, -1):
         resolution, outputs = side >> level, channels * multipliers[level]
         if level == coarsest:
-            decoder += [Place(width, width, resolution, attends=True), Place(width, width, resolution)]
+            decoder += [Place(width, width, resolution, attends=middle), Place(width, width, resolution)]
         else:
             decoder.append(Place(width, width, resolution, "up"))
         for number in range(blocks + 1):
@@ -61,6 +65,21 @@ def planned(
             decoder.append(Place(width, outputs, resolution, appended=left.pop(), attends=attends))
             width = outputs
     return Plan(tuple(encoder), tuple(decoder))
+
+
+def check_fit(plan: Plan, multipliers: tuple[int, ...], height: int, width: int, head_channels: int | None) -> None:
+    """ValueError where images of this size do not fit. `head_channels` None: all channels are one head."""
+    halvings = len(multipliers) - 1
+    if height % 2**halvings or width % 2**halvings:
+        raise ValueError(
+            f"network.multipliers halves images of {height}x{width} {halvings} times; give it fewer levels"
+        )
+    for place in plan.attended:
+        if head_channels is not None and place.outputs % head_channels:
+            raise ValueError(
+                f"network.head_channels {head_channels} does not divide the {place.outputs} channels "
+                f"at resolution {place.resolution}"
+            )
 
 
 def _encoder(

@@ -28,24 +28,11 @@ from data_pipeline.generated import GENERATED, write_latents
 from data_pipeline.index import load_index
 from data_pipeline.loader import BatchStream, stream
 from sctrain.bench.table import table
-from sctrain.bench.undecoded import PREFETCH, WAYS, rate
+from sctrain.bench.undecoded import PREFETCH, WAYS, DataSettings, rate
 
 LATENT_BYTES = 34_304  # of a generated sample in its shard, headers included
 LEAST_SHARDS, SHARD_BYTES = 8, 2**28
-WINDOW = 65_536  # samples, as runs have it
 WARM_UP = 5  # batches before the paced consumer is timed
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """How it is read."""
-
-    batch: int = 256  # samples
-    workers: int = 2  # processes
-    window: int | None = None  # samples; None: an eighth of the set, for a real set is many windows long
-    rounds: int = 5
-    rate: float = 500.0  # images per second that the paced consumer takes
-    seconds: float = 20.0  # how long it does
 
 
 @dataclass(frozen=True)
@@ -97,7 +84,6 @@ def summary(result: DataResult) -> str:
 def measure(url: str, settings: DataSettings) -> DataResult:
     """Read the training split of `url` in every way; DataError if there is none."""
     dataset = open_dataset(url, "train")
-    settings = replace(settings, window=settings.window or min(max(len(dataset) // 8, 1), WINDOW))
     rates: dict[str, list[float]] = {name: [] for name in WAYS}
     for turn in range(settings.rounds):
         for name in list(WAYS)[turn % len(WAYS) :] + list(WAYS)[: turn % len(WAYS)]:
@@ -118,7 +104,7 @@ def measure(url: str, settings: DataSettings) -> DataResult:
         index_mb=_index_megabytes(storage.join_url(url, dataset.description.splits["train"].index)),
         samples=len(dataset),
         payload_bytes=int(dataset.index.size.sum()),
-        window=settings.window or 0,
+        window=settings.window_of(dataset),
         rates=rates,
         images_per_second=images,
         decode_ceiling=_decode_ceiling(dataset, settings),
@@ -167,7 +153,6 @@ def _images_per_second(dataset: ShardedDataset, settings: DataSettings) -> float
 
 
 def _stream(dataset: ShardedDataset, settings: DataSettings, workers: int) -> BatchStream:
-    assert settings.window is not None
     return stream(
         dataset,
         seed=0,
@@ -178,7 +163,7 @@ def _stream(dataset: ShardedDataset, settings: DataSettings, workers: int) -> Ba
         world=1,
         workers=workers,
         prefetch=PREFETCH,
-        window=settings.window,
+        window=settings.window_of(dataset),
     )
 
 

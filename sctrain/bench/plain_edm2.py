@@ -44,7 +44,7 @@ def plain_edm2(network: EDM2, u: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         kept.append(x)
     for block in network.decoder:
         assert isinstance(block, Block)
-        x = _block(block, x, condition, kept.pop() if block.appends else None)
+        x = _block(block, x, condition, kept.pop() if block.place.appended else None)
     return product(network.head, x)
 
 
@@ -63,9 +63,9 @@ def _condition(network: EDM2, t: Tensor, labels: Tensor) -> Tensor:
 
 def _block(block: torch.nn.Module, x: Tensor, condition: Tensor, appended: Tensor | None) -> Tensor:
     assert isinstance(block, Block)
-    if block.resampling == "down":
+    if block.place.resampling == "down":
         x = F.avg_pool2d(x, 2)
-    elif block.resampling == "up":
+    elif block.place.resampling == "up":
         x = F.interpolate(x, scale_factor=2, mode="nearest")
     if appended is not None:
         size = math.sqrt((x.shape[1] + appended.shape[1]) / 2)

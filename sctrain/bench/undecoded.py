@@ -9,9 +9,10 @@ import io
 import multiprocessing
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.synchronize import Barrier
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import obstore
@@ -29,21 +30,25 @@ from data_pipeline.storage.urls import object_name
 RAW_BYTES = 4 * 2**20  # of one raw request
 RAW_PARALLEL = 8  # such requests at once in each worker
 PREFETCH = 4  # batches
+WINDOW = 65_536  # samples, as runs have it
 BEGIN, BEGUN = [None], []  # what a worker is told first, and what it answers
 BARRIER_S = 120.0
 
 
-class Reading(Protocol):
+@dataclass(frozen=True)
+class DataSettings:
     """How it is read."""
 
-    @property
-    def batch(self) -> int: ...  # samples
+    batch: int = 256  # samples
+    workers: int = 2  # processes
+    window: int | None = None  # samples; None: an eighth of the set, for a real set is many windows long
+    rounds: int = 5
+    rate: float = 500.0  # images per second that the paced consumer takes
+    seconds: float = 20.0  # how long it does
 
-    @property
-    def workers(self) -> int: ...  # processes
-
-    @property
-    def window(self) -> int | None: ...  # of the shuffle, in samples
+    def window_of(self, dataset: ShardedDataset) -> int:
+        """In samples."""
+        return self.window or min(max(len(dataset) // 8, 1), WINDOW)
 
 
 def rate(batches: Iterable[list[Any]]) -> float:
@@ -68,16 +73,16 @@ class _Undecoded(Dataset):
         return [part for part in self._reader.fetch(positions)[1] if isinstance(part, bytes)]
 
 
-def _ours(dataset: ShardedDataset, settings: Reading) -> Iterator[list[Any]]:
-    assert settings.window is not None
+def _ours(dataset: ShardedDataset, settings: DataSettings) -> Iterator[list[Any]]:
+    window = settings.window_of(dataset)
     ahead = look_ahead(dataset, settings.batch, world=1, workers=settings.workers, prefetch=PREFETCH)
-    spans = dataset.reads_spans(settings.window, nodes=1)
-    reader = Reader(dataset, 0, settings.window, ReadOptions(), ahead, spans=spans)
+    spans = dataset.reads_spans(window, nodes=1)
+    reader = Reader(dataset, 0, window, ReadOptions(), ahead, spans=spans)
     whole = np.arange(len(dataset) // settings.batch * settings.batch).reshape(-1, settings.batch)
     return iter(_loaded(_Undecoded(reader), settings, sampler=[*BEGIN * settings.workers, *whole]))
 
 
-def _webdataset(dataset: ShardedDataset, settings: Reading) -> Iterator[list[Any]]:
+def _webdataset(dataset: ShardedDataset, settings: DataSettings) -> Iterator[list[Any]]:
     import webdataset as wds
 
     plain = wds.DataPipeline(
@@ -101,7 +106,7 @@ def _first(sample: tuple[bytes, ...]) -> bytes:
     return sample[0]
 
 
-def _raw(dataset: ShardedDataset, settings: Reading) -> Iterator[list[Any]]:
+def _raw(dataset: ShardedDataset, settings: DataSettings) -> Iterator[list[Any]]:
     ranges = _RawRanges(dataset)
     return iter(_loaded(ranges, settings, sampler=[*BEGIN * settings.workers, *range(len(ranges))]))
 
@@ -131,7 +136,7 @@ class _RawRanges(Dataset):
         return [bytes(part) for part in obstore.get_ranges(client, name, starts=list(starts), lengths=sizes)]
 
 
-def _loaded(source: Any, settings: Reading, sampler: Any = None) -> DataLoader:
+def _loaded(source: Any, settings: DataSettings, sampler: Any = None) -> DataLoader:
     context = multiprocessing.get_context("spawn")
     return DataLoader(
         source,
