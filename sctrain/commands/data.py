@@ -15,7 +15,7 @@ from data_pipeline.verify import verify_dataset
 from sctrain.commands.drawing import PIXELS, picture_file
 from sctrain.commands.prepare import progress_bar
 from sctrain.errors import UserError
-from sctrain.evaluation.images import open_pictures
+from sctrain.evaluation.images import pictures_of
 from sctrain.reporting.console import say
 from sctrain.reporting.contact_sheet import contact_sheet
 
@@ -107,7 +107,7 @@ def _show(args: argparse.Namespace) -> int:
     chosen = _choose(dataset, args)
     if dataset.description.latents is not None and args.vae is None:
         raise UserError(f"{args.url} holds latents, not images: give --vae, the folder of their decoder")
-    pictures = open_pictures(args.url, args.split, args.vae)
+    pictures = pictures_of(dataset, args.vae)
     images, labels = pictures.read(chosen)
     about = pictures.description
     names = about.classes

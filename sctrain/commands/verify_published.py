@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     if not chosen:
         raise UserError(f"no published file has '{args.only}' in its name: leave --only out to see them all")
     rows = []
-    for found in verify(iter(chosen), args.folder, device(), args.samples, args.seed, args.batch):
+    for found in verify(chosen, args.folder, device(), args.samples, args.seed, args.batch):
         rows.append(_row(found))
         if not args.json:
             print(_line(found), flush=True)

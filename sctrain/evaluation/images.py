@@ -49,13 +49,19 @@ RealImages = ShardedDataset | DecodedDataset
 
 
 def open_pictures(url: str, split: str, vae: Path | None = None) -> RealImages:
-    """A split as uint8 images; `vae` is the folder of the decoder of latents. UserError where latents have none."""
-    dataset = open_dataset(url, split)
+    """A split as uint8 images; see `pictures_of`."""
+    return pictures_of(open_dataset(url, split), vae)
+
+
+def pictures_of(dataset: ShardedDataset, vae: Path | None = None) -> RealImages:
+    """As uint8 images; `vae` is the folder of the decoder of latents. UserError where latents have none."""
     about = dataset.description.latents
     if about is None:
         return dataset
     if vae is None:
-        raise UserError(f"{url} holds latents: name their decoder's folder with 'data.vae', to score pictures of them")
+        raise UserError(
+            f"{dataset.url} holds latents: name their decoder's folder with 'data.vae', to score pictures of them"
+        )
     return DecodedDataset(dataset, LatentSpace((0.0,), (1.0,), 1.0, 1.0, vae, known_convention(about.convention)))
 
 

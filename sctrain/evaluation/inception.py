@@ -18,9 +18,9 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from sctrain.errors import UserError
 from sctrain.evaluation.frechet import Moments
-from sctrain.imports.files import read_file, refused, tensors_of
+from sctrain.imports.files import read_file, read_tensors
 from sctrain.imports.inert import NotInertError
-from sctrain.imports.torch_names import StoredTensor, as_array
+from sctrain.imports.torch_names import as_array
 
 FEATURES = 2048
 _AT_ONCE = 64  # images
@@ -44,10 +44,7 @@ def load_inception(path: Path, device: torch.device) -> Inception:
 
     torch-fidelity unpickles whatever it is given, so it is given a copy of the tensors that were read inertly.
     """
-    found = read_file(path)
-    if not isinstance(found, dict) or not all(isinstance(value, StoredTensor) for value in found.values()):
-        raise refused(path, NotInertError("it holds no dictionary of tensors"))
-    weights = tensors_of(path, found)
+    weights = read_tensors(path)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "inception.pth"
         torch.save(weights, copy)

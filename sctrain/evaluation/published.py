@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from data_pipeline.description import DatasetDescription, LatentDescription
-from sctrain.building import fresh_network
+from sctrain.building import blueprint
 from sctrain.errors import UserError
 from sctrain.evaluation.catalog import Entry
 from sctrain.evaluation.frechet import Moments, frechet_distance
@@ -44,20 +46,22 @@ def missing(entry: Entry, folder: Path) -> str:
 
 
 def verify(
-    entries: Iterator[Entry], folder: Path, device: torch.device, samples: int, seed: int, batch: int
+    entries: Iterable[Entry], folder: Path, device: torch.device, samples: int, seed: int, batch: int
 ) -> Iterator[Verified]:
-    """Each entry's figure of `samples` images, or why there is none."""
+    """Each entry's figure of `samples` images, or why there is none. Neighbours of one file share its network."""
     inception: Inception | None = None
-    for entry in entries:
-        why = missing(entry, folder)
+    for _, sharing in groupby(entries, key=lambda entry: (entry.file, entry.objective, entry.statistics)):
+        group = list(sharing)
+        why = missing(group[0], folder)
         if why:
-            yield Verified(entry, why=why)
+            yield from (Verified(entry, why=why) for entry in group)
             continue
         inception = inception or load_inception(folder / INCEPTION, device)
-        reference = read_statistics(folder / STATISTICS / entry.statistics)
-        generator = _generator(entry, folder, device, batch)
-        moments, evaluations = _drawn(entry, generator, inception, samples, seed, batch)
-        yield Verified(entry, frechet_distance(moments, reference), evaluations)
+        reference = read_statistics(folder / STATISTICS / group[0].statistics)
+        generator = _generator(group[0], folder, device, batch)
+        for entry in group:
+            moments, evaluations = _drawn(entry, generator, inception, samples, seed, batch)
+            yield Verified(entry, frechet_distance(moments, reference), evaluations)
 
 
 def _generator(entry: Entry, folder: Path, device: torch.device, batch: int) -> Generator:
@@ -65,16 +69,11 @@ def _generator(entry: Entry, folder: Path, device: torch.device, batch: int) -> 
     published = read_published(folder / entry.file, objective=entry.objective)
     about = _about(entry)
     config = described(published, folder / entry.file, str(folder), about)
-    vae = folder / VAE if entry.latents else None
-    config = config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"vae": vae}),
-            "evaluation": config.evaluation.model_copy(update={"batch": batch}),
-        }
-    )
-    network = fresh_network(config, about)
-    network.load_state_dict(published.weights(network, about.height))
-    return Generator(network.to(device).eval(), config, about, device, 1.0)
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"batch": batch})})
+    network = blueprint(config, about).skeleton()
+    network.load_state_dict(published.weights(network, about.height), assign=True)
+    generator = Generator(network.to(device).eval(), config, about, device, 1.0)
+    return generator.decoding(folder / VAE if entry.latents else None)
 
 
 def _about(entry: Entry) -> DatasetDescription:
@@ -94,13 +93,15 @@ def _drawn(
 ) -> tuple[Moments, int]:
     """Moments of the features of all images, and network evaluations per image; one batch in memory at a time."""
     method = Method(entry.sampler, entry.steps, entry.times)
-    total: Moments | None = None
     evaluations = 0
-    for first in range(0, samples, batch):
-        drawn = generator.draw(method, seed, min(batch, samples - first), first=first)
-        if drawn.broken:
-            raise UserError(f"{entry.file}: {drawn.broken} images are not finite; they cannot be scored")
-        features = Moments.of(inception.features(drawn.pixels(generator.space)))
-        total, evaluations = features if total is None else total + features, drawn.nfe
-    assert total is not None, "at least one image"
-    return total, evaluations
+
+    def features() -> Iterator[Tensor]:
+        nonlocal evaluations
+        for first in range(0, samples, batch):
+            drawn = generator.draw(method, seed, min(batch, samples - first), first=first)
+            if drawn.broken:
+                raise UserError(f"{entry.file}: {drawn.broken} images are not finite; they cannot be scored")
+            evaluations = drawn.nfe
+            yield inception.features(drawn.pixels(generator.space))
+
+    return Moments.over(features()), evaluations

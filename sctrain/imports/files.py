@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sctrain.errors import UserError
@@ -117,10 +118,17 @@ def tensors_of(path: Path, stored: Mapping[str, StoredTensor]) -> dict[str, Tens
         raise refused(path, error) from error
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors by name, the file's own remarks)."""
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A file of torch's that is a dictionary of tensors; UserError as for `read_file`."""
+    found = read_file(path)
+    if not isinstance(found, dict) or not all(isinstance(value, StoredTensor) for value in found.values()):
+        raise refused(path, NotInertError("it holds no dictionary of tensors"))
+    return tensors_of(path, found)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors by name."""
     try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+        return load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no safetensors file that can be read ({error})") from error

@@ -20,10 +20,8 @@ from models.registry import NetworkOptions
 from models.unet_diffusers import from_diffusers
 from models.unet_options import ADMOptions
 from sctrain.errors import UserError
-from sctrain.imports.files import read_file, read_safetensors, refused, tensors_of
-from sctrain.imports.inert import NotInertError
+from sctrain.imports.files import read_safetensors, read_tensors
 from sctrain.imports.layouts import OPENAI_TIME, Layout, sized, with_sentences
-from sctrain.imports.torch_names import StoredTensor
 from sctrain.imports.weights import Published
 from sctrain.parameterization import DDPM_BETAS, VP_STEPS
 
@@ -125,12 +123,8 @@ def _process(folder: Path, objective: str | None) -> tuple[dict[str, Any], str, 
 def _tensors(folder: Path) -> dict[str, Any]:
     path = folder / f"{WEIGHTS}.safetensors"
     if path.is_file():
-        return read_safetensors(path)[0]
-    path = path.with_suffix(".bin")
-    found = read_file(path)
-    if not isinstance(found, dict) or not all(isinstance(value, StoredTensor) for value in found.values()):
-        raise refused(path, NotInertError("it holds no dictionary of tensors"))
-    return tensors_of(path, found)
+        return read_safetensors(path)
+    return read_tensors(path.with_suffix(".bin"))
 
 
 def _json(path: Path) -> dict[str, Any]:

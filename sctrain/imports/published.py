@@ -41,8 +41,7 @@ def read_published(
     if source.is_dir():
         return read_folder(source, objective)
     if source.suffix == ".safetensors":
-        tensors, _ = read_safetensors(source)
-        return _of_tensors(source, tensors, network, objective)
+        return _of_tensors(source, read_safetensors(source), network, objective)
     found = read_file(source)
     try:
         if isinstance(found, Recorded):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.description import DatasetDescription, read_description
-from sctrain.building import fresh_network, model_space
+from sctrain.building import blueprint, model_space
 from sctrain.config.loading import dump
 from sctrain.config.schema import RunConfig
 from sctrain.config.yaml_text import dump_yaml
@@ -75,7 +75,7 @@ def write_run(published: Published, run: Path, url: str) -> RunConfig:
     about = read_description(url)
     config = described(published, run, url, about)
     model_space(config, about)
-    weights = published.weights(fresh_network(config, about), about.height)
+    weights = published.weights(blueprint(config, about).skeleton(), about.height)
     run.mkdir(parents=True, exist_ok=True)
     images = config.budget_images
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from data_pipeline.latents import ConventionName
@@ -31,9 +32,10 @@ class Published:
     width: float | None = None  # of its EMA
 
     def weights(self, network: nn.Module, side: int) -> dict[str, Tensor]:
-        """All of `network`'s weights, float32; what belongs to training alone and was not published is zero.
+        """All weights of a network with the shapes of `network`, float32.
 
-        UserError unless every published tensor has its place, and of the same shape.
+        What belongs to training alone and was not published is zero. UserError unless every published tensor has its
+        place, and of the same shape.
         """
         asked = _Asked(self.tensors)
         found = self.layout.renamed(asked, network, side)
@@ -42,7 +44,7 @@ class Published:
         own = network.state_dict()
         for name, tensor in own.items():
             if name not in found and name.startswith("weighting."):
-                found[name] = tensor.new_zeros(tensor.shape)
+                found[name] = torch.zeros(tensor.shape)
         left = [name for name in self.tensors if name not in asked.names and not self.layout.unused.fullmatch(name)]
         if left:
             raise UserError(f"{self.source} has tensors that no part of '{self.layout.options.name}' is for: {left[0]}")

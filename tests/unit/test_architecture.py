@@ -21,7 +21,6 @@ FLOORS = {
     "sctrain.guidance": 1,
     "sctrain.latents": 1,
     "sctrain.vae": 1,
-    "sctrain.allocator": 1,
     "sctrain.augmentation": 1,
     "sctrain.blueprint": 1,
     "sctrain.power_ema": 1,
