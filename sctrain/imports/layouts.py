@@ -54,7 +54,9 @@ def layout_of(tensors: Tensors, network: NetworkOptions | None = None, head_chan
     if network is not None:
         embed = tensors.get("embed.weight")
         channels = 0 if embed is None or embed.ndim != 4 else embed.shape[1]
-        return Layout(network, channels, None, None, lambda published, _, __: dict(published))
+        # One by one: each is asked for. dict() of a dictionary would copy it unseen.
+        same = lambda published, _, __: {name: published[name] for name in published}  # noqa: E731
+        return Layout(network, channels, None, None, same)
     raise UserError("these are weights of no network that is known here; name it by --network '{name: ..., ...}'")
 
 

@@ -71,10 +71,6 @@ class _Asked(dict[str, Tensor]):
         self.names.add(name)
         return super().get(name, default)
 
-    def items(self) -> Any:
-        self.names |= self.keys()
-        return super().items()
-
 
 def _turned(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """-F: the last layer with its sign changed; where only directions count, its gain."""

@@ -11,11 +11,14 @@ from auto_encoder import write_photos
 from published import dumped, legacy, persistent, tree
 from published_edm2 import PublishedEDM2
 from published_unet import PublishedUNet
+from safetensors.torch import save_file
 from torch import Tensor
 
 from data_pipeline.description import read_description
 from data_pipeline.sources.folder import prepare_folder
-from models.registry import free_form
+from models.dit import DiTOptions
+from models.layers import Conditioning
+from models.registry import build_network, free_form
 from models.unet_options import ADMOptions
 from sctrain.building import fresh_network, parameterization, pinned, refuse_unfit_sources
 from sctrain.cli import main
@@ -198,6 +201,23 @@ def test_a_state_dictionary_and_its_objective(tmp_path: Path, data: Path):
     torch.testing.assert_close(
         denoised(tmp_path / "run", x, SIGMAS), edm_denoised(model, x, SIGMAS), rtol=1e-6, atol=1e-6
     )
+
+
+def test_weights_of_our_own_names(tmp_path: Path, data: Path):
+    network = DiTOptions(width=16, depth=1, heads=2)
+    weights = build_network(network, 3, SIDE, SIDE, Conditioning(2)).state_dict()
+    save_file(weights, tmp_path / "ours.safetensors")
+    published = replace(
+        read_published(tmp_path / "ours.safetensors", network=network, objective="trigflow"), licence="mine"
+    )
+    write_run(published, tmp_path / "run", str(data))
+    images = newest_images(tmp_path / "run")
+    found = stored(WeightsFrom(run=tmp_path / "run", images=images, ema=0.05))
+    assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
+    save_file(weights | {"more.weight": torch.zeros(1)}, tmp_path / "more.safetensors")
+    more = read_published(tmp_path / "more.safetensors", network=network, objective="trigflow")
+    with pytest.raises(UserError, match=r"more\.weight is absent"):
+        write_run(replace(more, licence="mine"), tmp_path / "other", str(data))
 
 
 def test_retiming_is_a_description_that_trains(tmp_path: Path, data: Path):
