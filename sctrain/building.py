@@ -1,8 +1,11 @@
 """From a run description to its parts: data, model space, networks with their initial weights."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from data_pipeline import storage
@@ -14,6 +17,8 @@ from data_pipeline.storage import StorageSettings
 from models.execution import Execution
 from models.layers import Conditioning
 from models.registry import build_network
+from models.tangent.engines import tangent_engine
+from models.tangent.recorded import recorded
 from sctrain.blueprint import Blueprint, InitialValues, Values
 from sctrain.config.loading import difference
 from sctrain.config.objectives import Diffusion
@@ -135,6 +140,14 @@ def told(config: RunConfig, data: DatasetDescription) -> Conditioning:
 def parameterization(config: RunConfig) -> Parameterization:
     """How the output of this run's network becomes F."""
     return Parameterization(config.sigma_data, config.noise_input, config.objective.anchor, config.network_output)
+
+
+def tangent_of(config: RunConfig) -> Callable[..., Any]:
+    """How this run differentiates its network along a direction."""
+    if config.objective.records_tangents:
+        return recorded
+    wide = torch.float32 if config.compute.tangent_precision == "fp32" else None
+    return tangent_engine(config.compute.tangent_engine, wide)
 
 
 def refuse_unfit_sources(config: RunConfig) -> None:

@@ -14,8 +14,6 @@ from data_pipeline.loader import Batch as RawBatch
 from data_pipeline.loader import BatchStream, ReadOptions, ShardedDataset, stream
 from models.attention import chosen_backend
 from models.discriminator import Discriminator
-from models.tangent.engines import tangent_engine
-from models.tangent.recorded import recorded
 from sctrain import building
 from sctrain.blueprint import Blueprint
 from sctrain.config.deepspeed import deepspeed_config, derive_batch
@@ -68,7 +66,8 @@ class Parts:
         laid_out = self._laid_out(self._blueprint, zero, trained=True)
         student = StudentEngine(laid_out, config.optimizer, zero, self.memories.optimizer)
         student.shards.fill(first)
-        ForcedWeightNorm(student.shards, laid_out).apply()
+        self.weight_norm = ForcedWeightNorm(student.shards, laid_out)
+        self.weight_norm.apply()
         target = None
         if config.objective.has_target:
             target = TargetNetwork(
@@ -78,12 +77,12 @@ class Parts:
                 self.world.device,
                 shares_masks=not config.objective.target_teaches,
             )
-        wide = torch.float32 if config.compute.tangent_precision == "fp32" else None
-        tangent = tangent_engine(config.compute.tangent_engine, wide)
-        if config.objective.records_tangents:
-            tangent = recorded
         frozen = self._teacher(zero), target and self._as_F(target)
-        return student, target, Networks(self._as_F(student), tangent, *frozen, mean=self.world.mean)
+        return (
+            student,
+            target,
+            Networks(self._as_F(student), building.tangent_of(config), *frozen, mean=self.world.mean),
+        )
 
     def _teacher(self, zero: dict[str, Any]) -> Network | None:
         """The frozen teacher of a distillation; none where the target network, which starts as the teacher, teaches."""

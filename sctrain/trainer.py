@@ -16,7 +16,6 @@ from sctrain.run_state import RunState, claim_folder
 from sctrain.schedules import learning_rate
 from sctrain.signals import StopRequest
 from sctrain.zero.engine import StepResult
-from sctrain.zero.weight_norm import ForcedWeightNorm
 from sctrain.zero.world import World
 
 EXIT_STOPPED = 75  # by a signal, after a checkpoint: the same command goes on
@@ -41,7 +40,6 @@ class Trainer:
         lock = claim_folder(config, world)
         self.parts = Parts(config, world)
         self.student = self.parts.student
-        self.weight_norm = ForcedWeightNorm(self.student.shards, self.student.module)
         self.ema = self.parts.power_ema()
         self.monitor = Monitor(world)
         fingerprint = self.parts.dataset.index.fingerprint
@@ -111,7 +109,7 @@ class Trainer:
             size, result.grad_norm, applied=result.applied, spike=spike, window=self.config.guard.spike_window
         )
         if result.applied:
-            self.weight_norm.apply()
+            self.parts.weight_norm.apply()
             self.ema.update(before, self.images)
         after = Progress(self.images, self.config.budget_images)
         self.parts.update_target(progress, after, applied=result.applied)

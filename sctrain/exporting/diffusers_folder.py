@@ -41,7 +41,7 @@ def refuse_unfit(run: Path, config: RunConfig) -> None:
 
 
 def write(folder: Path, config: RunConfig, about: DatasetDescription, weights: StoredWeights) -> dict[str, Any]:
-    """All but the model card; where the weights are, and what their names begin with."""
+    """All but the model card; where the weights are, what their file is, and what their names begin with."""
     name = component(config)
     for part in (name, "scheduler"):
         (folder / part).mkdir()
@@ -54,8 +54,8 @@ def write(folder: Path, config: RunConfig, about: DatasetDescription, weights: S
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     shapes = {_PREFIX + parameter: shape for parameter, shape in weights.shapes.items()}
     renamed = map(lambda item: (_PREFIX + item[0], item[1]), weights)  # which holds no tensor back
-    write_tensors(folder / name / _WEIGHTS, shapes, renamed)
-    return {"weights": f"{name}/{_WEIGHTS}", "prefix": _PREFIX}
+    file, written = f"{name}/{_WEIGHTS}", write_tensors(folder / name / _WEIGHTS, shapes, renamed)
+    return {"weights": file, "prefix": _PREFIX, "files": {file: written}}
 
 
 def _index(name: str, config: RunConfig, about: DatasetDescription) -> dict[str, Any]:

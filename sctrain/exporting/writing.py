@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.description import DatasetDescription, read_description
-from sctrain.building import told
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.exporting import diffusers_folder
@@ -43,10 +41,11 @@ def export(run: Path, images: int, ema: float, kind: Format, to: Path) -> None:
         manifest = _manifest(run, images, ema, config, about) | _write(partial, kind, config, about, weights)
         manifest["tensors"] = {name: list(shape) for name, shape in weights.shapes.items()}
         write_text(partial / "README.md", model_card(run, manifest, config, about, kind))
-        files = sorted(path for path in partial.rglob("*") if path.is_file())
-        for path in files:
-            flush(path)
-        manifest["files"] = {path.relative_to(partial).as_posix(): describe_file(path) for path in files}
+        for path in sorted(path for path in partial.rglob("*") if path.is_file()):
+            name = path.relative_to(partial).as_posix()
+            if name not in manifest["files"]:
+                flush(path)
+                manifest["files"][name] = describe_file(path)
         seal(to, manifest)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -62,7 +61,6 @@ def _manifest(run: Path, images: int, ema: float, config: RunConfig, about: Data
         "ema": ema,
         "config": config.model_dump(mode="json"),
         "data": about.model_dump(mode="json"),
-        "told": asdict(told(config, about)),
         "exported_by": code_version(),
         "trained_by": snapshot.get("code"),
         "licence": config.licence,
@@ -72,8 +70,8 @@ def _manifest(run: Path, images: int, ema: float, config: RunConfig, about: Data
 def _write(
     folder: Path, kind: Format, config: RunConfig, about: DatasetDescription, weights: StoredWeights
 ) -> dict[str, Any]:
-    """All but card and manifest; where the weights are, and what their names begin with."""
+    """All but card and manifest; where the weights are, what their file is, and what their names begin with."""
     if kind == "safetensors":
-        write_tensors(folder / WEIGHTS, weights.shapes, weights)
-        return {"weights": WEIGHTS, "prefix": ""}
+        written = write_tensors(folder / WEIGHTS, weights.shapes, weights)
+        return {"weights": WEIGHTS, "prefix": "", "files": {WEIGHTS: written}}
     return diffusers_folder.write(folder, config, about, weights)

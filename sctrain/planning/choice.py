@@ -52,25 +52,34 @@ class Plan:
         return self.memory.peak <= room
 
 
-def plan(layout: Layout, parameters: int, hardware: Hardware, changes: Sequence[str] = ()) -> Plan:
-    """Of one description as it is, itemised."""
-    counted = counted_of(layout)
+def plan(
+    layout: Layout,
+    parameters: int,
+    hardware: Hardware,
+    changes: Sequence[str] = (),
+    counted: Counted | None = None,
+) -> Plan:
+    """Of one description as it is, itemised; `counted` where that is known."""
+    counted = counted or counted_of(layout)
     found = memory(layout, counted)
     return Plan(layout, counted, found, speed(layout, counted, parameters, hardware), tuple(changes))
 
 
 def fitting(layout: Layout, parameters: int, hardware: Hardware, room: float) -> Plan | None:
     """The faster one of the first two rungs of the ladder that fit; None where nothing does."""
-    found: list[Plan] = []
+    found: list[tuple[Layout, Counted]] = []
     for changes in _LADDER:
         changed = _changed(layout.config, changes)
         if changed is None:
             continue
-        rung = _largest(replace(layout, config=changed), parameters, hardware, room, layout.config)
+        rung = _largest(replace(layout, config=changed), room, layout.config)
         found += [] if rung is None else [rung]
         if len(found) == 2:
             break
-    return min(found, key=lambda each: each.speed.seconds, default=None)
+    if not found:
+        return None
+    best, counted = min(found, key=lambda each: speed(*each, parameters, hardware).seconds)
+    return plan(best, parameters, hardware, list(_overrides(layout.config, best.config)), counted)
 
 
 def _changed(config: RunConfig, changes: Sequence[dict[str, Any]]) -> RunConfig | None:
@@ -88,21 +97,22 @@ def _changed(config: RunConfig, changes: Sequence[dict[str, Any]]) -> RunConfig 
     return changed
 
 
-def _largest(layout: Layout, parameters: int, hardware: Hardware, room: float, asked: RunConfig) -> Plan | None:
+def _largest(layout: Layout, room: float, asked: RunConfig) -> tuple[Layout, Counted] | None:
     """The largest micro-batch that fits. It is looked for on the line through two small ones, and then counted."""
     share = layout.config.batch.global_size // layout.world
     sizes = sorted((m for m in range(1, share + 1) if share % m == 0), reverse=True)
     sizes = [micro for micro in sizes if micro <= asked.batch.micro_limit]
-    one, two = (counted_of(_with_micro(layout, micro)) for micro in (1, 2))
+    small = {micro: counted_of(_with_micro(layout, micro)) for micro in (1, 2)}
+    one, two = small.values()
     base = memory(_with_micro(layout, 1), one, itemised=False)
     for micro in sizes:
         guess = one.peak + (micro - 1) * (two.peak - one.peak)
         if sum(base.held.values()) + max(guess, base.optimizer) > room:
             continue
         chosen = _with_micro(layout, micro)
-        made = plan(chosen, parameters, hardware, list(_overrides(asked, chosen.config)))
-        if made.fits(room):
-            return made
+        counted = small.get(chosen.micro) or counted_of(chosen)
+        if memory(chosen, counted, itemised=False).peak <= room:
+            return chosen, counted
     return None
 
 

@@ -8,7 +8,6 @@ on a GPU alone are counted as the CPU's implementation of the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -21,8 +20,6 @@ from torch._subclasses.fake_tensor import (
 )
 
 from data_pipeline.description import DatasetDescription
-from models.tangent.engines import tangent_engine
-from models.tangent.recorded import recorded
 from sctrain import building
 from sctrain.bench.memory import Watch
 from sctrain.config.objectives import TrigFlowObjective
@@ -34,7 +31,7 @@ from sctrain.objectives.drawing import Data
 from sctrain.planning.flops import Flops
 from sctrain.planning.zero3 import Zero3Gathering, Zero3Sizes
 from sctrain.randomness import Purpose, SampleGenerator
-from sctrain.smoke.shrinking import lacks_backbone
+from sctrain.smoke.shrinking import without_backbone
 
 
 @dataclass(frozen=True)
@@ -75,10 +72,10 @@ def count(
             for parameter in modules[0].parameters():
                 parameter.register_post_accumulate_grad_hook(_forget_gradient)
         try:
-            with Flops() as flops:  # the first step is traced, the second is like all others
+            if gatherings:  # the first step is traced, the second is like all others
                 _step(objective, draws, networks, gatherings)
-            modules[0].zero_grad()
-            with Watch() as watch:
+                modules[0].zero_grad()
+            with Flops() as flops, Watch() as watch:
                 gathered = _step(objective, draws, networks, gatherings)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise UserError(
@@ -102,9 +99,7 @@ def _forget_gradient(parameter: Tensor) -> None:
 
 def _drawn(config: RunConfig, about: DatasetDescription, micro: int) -> tuple[Draws, Objective]:
     """Real draws of a random batch, halfway through the run."""
-    method = config.objective
-    if lacks_backbone(method):  # a file of the user's that is not here: counted without it
-        method = method.model_copy(update={"metric": method.metric.model_copy(update={"name": "l2", "weights": None})})
+    method = without_backbone(config.objective)
     classes = len(about.classes)
     objective = build_objective(
         method, Data(config.sigma_data, classes), about.shape, building.model_space(config, about)
@@ -131,7 +126,8 @@ def _networks(
         like = config.model_copy(update={"objective": TrigFlowObjective()})
         modules.append(_fake_network(like, about, mode, dtype).requires_grad_(False).eval())
         teacher = building.parameterization(like).of(modules[-1])
-    return Networks(as_F(student), _engine(config, tangents), teacher, target), modules
+    tangent = building.tangent_of(config) if tangents else _values_alone
+    return Networks(as_F(student), tangent, teacher, target), modules
 
 
 def _fake_network(config: RunConfig, about: DatasetDescription, mode: FakeTensorMode, dtype: torch.dtype) -> nn.Module:
@@ -145,15 +141,6 @@ def _fake_network(config: RunConfig, about: DatasetDescription, mode: FakeTensor
                 fake = mode.from_tensor(buffer)
                 module._buffers[name] = fake.to(dtype) if buffer.is_floating_point() else fake
     return network
-
-
-def _engine(config: RunConfig, tangents: bool) -> Callable[..., Any]:
-    if not tangents:
-        return _values_alone
-    if config.objective.records_tangents:
-        return recorded
-    wide = torch.float32 if config.compute.tangent_precision == "fp32" else None
-    return tangent_engine(config.compute.tangent_engine, wide)
 
 
 def _values_alone(network: Any, primals: Any, tangents: Any, *constants: Any) -> Any:

@@ -66,9 +66,14 @@ def _shrunk_method(method: Any, budget: int) -> Any:
     changes: dict[str, Any] = {}
     if warmup := getattr(method, "tangent_warmup_images", 0):
         changes["tangent_warmup_images"] = in_proportion(warmup, budget)
-    if lacks_backbone(method):
-        changes["metric"] = method.metric.model_copy(update={"name": "l2", "weights": None})
-    return method.model_copy(update=changes)
+    return without_backbone(method).model_copy(update=changes)
+
+
+def without_backbone(method: Any) -> Any:
+    """With l2 in place of LPIPS where its backbone is not here."""
+    if not lacks_backbone(method):
+        return method
+    return method.model_copy(update={"metric": method.metric.model_copy(update={"name": "l2", "weights": None})})
 
 
 def lacks_backbone(method: Method) -> bool:

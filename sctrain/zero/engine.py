@@ -54,7 +54,7 @@ class StudentEngine:
         if self._zero3 is not None:
             carry_tangents(network)
             self._zero3.move(self._memory.hold)
-            self.shards: Shards = PartitionedShards(network)
+            self.shards: Shards = PartitionedShards(network, self._zero3)
         else:
             inner.state.clear()  # DeepSpeed may have taken a step of zero gradient, which would count
             self.shards = ReplicatedShards(network, inner)

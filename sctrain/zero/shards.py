@@ -149,20 +149,24 @@ class _PartitionedShard(Shard):
     def set(self, kind: str, values: Tensor) -> None:
         self.get(kind).copy_(values)
         if kind == MASTER:
-            compute_shard(self._parameter).data[: len(values)].copy_(values)
+            self._show(values)
 
     def scale_rows(self, factors: Tensor) -> None:
-        values = self.master.clone()
+        values = self.master
         for rows, part in row_parts(self.start, self.stop, self.numel // self.shape[0]):
             values[part].view(rows.stop - rows.start, -1).mul_(factors[rows, None])
-        self.set(MASTER, values)
+        self._show(values)
+
+    def _show(self, values: Tensor) -> None:
+        """To forwards."""
+        compute_shard(self._parameter).data[: len(values)].copy_(values)
 
 
 class PartitionedShards(Shards):
     """ZeRO-3: nobody has more than its shard. Moments exist from the first optimizer step on."""
 
-    def __init__(self, module: nn.Module):
-        self._zero = Zero3(module)
+    def __init__(self, module: nn.Module, zero: Zero3):
+        self._zero = zero
         shards = [_PartitionedShard(name, parameter, self._zero) for name, parameter in module.named_parameters()]
         super().__init__(list(shards), self._zero.optimizer)
 
