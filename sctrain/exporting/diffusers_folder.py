@@ -85,5 +85,6 @@ def _network(config: RunConfig, about: DatasetDescription) -> dict[str, Any]:
         "told": asdict(told(config, about)),
         "sigma_data": config.sigma_data,
         "noise_input": config.noise_input,
+        "network_output": config.network_output,
         "anchor": config.objective.anchor,
     }

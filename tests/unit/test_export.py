@@ -148,6 +148,15 @@ def test_a_guided_student_in_the_pipeline(tmp_path):
         torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
 
 
+def test_a_student_that_says_the_noise_in_the_pipeline(tmp_path):
+    keys = {"noise_input": "ddpm", "network_output": "noise", "sigma_data": 1.0}
+    config = tiny_config(tmp_path / "ict", "ict", **keys)
+    publish_random(config, 16)
+    assert cli.main(["export", str(config.run_dir), "--format", "diffusers", "--to", str(tmp_path / "pipe")]) == 0
+    x = load(tmp_path / "pipe")(num_images=6, num_inference_steps=2, seed=3, output_type="latent").images
+    torch.testing.assert_close(x, drawn(config.run_dir, 2, 6), rtol=0, atol=1e-5)
+
+
 def test_nothing_is_overwritten_and_nothing_left_half_done(student, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine").mkdir()
     assert cli.main(["export", str(student.run_dir), "--to", str(tmp_path / "mine")]) == 2

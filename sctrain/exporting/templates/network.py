@@ -24,11 +24,12 @@ class ConsistencyNetwork(ModelMixin, ConfigMixin):
         sigma_data: float,
         noise_input: str = "t",
         anchor: float = 0.0,
+        network_output: str = "velocity",
     ):
         super().__init__()
         checked = TypeAdapter(NetworkOptions).validate_python(dict(options))
         self.network = build_network(checked, *shape, Conditioning(**told))
-        self._as_F = Parameterization(sigma_data, noise_input, anchor)  # pyright: ignore[reportArgumentType]
+        self._as_F = Parameterization(sigma_data, noise_input, anchor, network_output)  # pyright: ignore[reportArgumentType]
 
     def forward(self, u: Tensor, t: Tensor, labels: Tensor, guidance: Tensor | None = None) -> Tensor:
         """(B, C, H, W) of unit variance, times (B,) in [0, pi/2], labels (B,), scales (B,) -> F (B, C, H, W)."""
