@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image
 
 
 def write_auto_encoder(folder: Path, channels: int = 4) -> Path:
@@ -22,13 +20,3 @@ def write_auto_encoder(folder: Path, channels: int = 4) -> Path:
     )
     model.save_pretrained(folder)
     return folder
-
-
-def write_photos(root: Path, count: int = 22) -> Path:
-    """Images of noise in two classes."""
-    generator = np.random.default_rng(0)
-    for number in range(count):
-        path = root / "ab"[number % 2] / f"{number:03d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (16, 18, 3), np.uint8)).save(path)
-    return root

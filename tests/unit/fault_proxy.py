@@ -3,21 +3,17 @@
 import http.client
 import random
 import re
-import socket
-import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import BaseHTTPRequestHandler
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from range_server import listening
+from range_server import STALL_S, Handler, listening
 
-STALL_S = 1.0
 SLOW_DOWN = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 )
@@ -73,10 +69,7 @@ def proxied(endpoint: str) -> Iterator[FaultProxy]:
         yield proxy
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
+class _Handler(Handler):
     def __init__(self, proxy: FaultProxy, *arguments: object):
         self.proxy = proxy
         super().__init__(*arguments)  # pyright: ignore
@@ -95,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "500":
             self._send(_Answer(500, [], b""))
         elif fault == "reset":
-            self._break()
+            self.break_off()
         elif name in self.proxy.lost:
             self._send(_Answer(404, [], b""))
         else:
@@ -116,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _relay(self, answer: _Answer, fault: str) -> None:
         if fault == "lost":
-            self._break()
+            self.break_off()
             return
         if answer.status in (200, 206) and re.search(r"\.(tar|npz|json)$", self.path):
             another = self.proxy.of_another(self.command, self.path, answer)
@@ -137,23 +130,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD" or not answer.body:
             return
-        half = 3 * len(answer.body) // 4 if fault in ("stall", "cut", "short", "slow") else len(answer.body)
-        self.wfile.write(answer.body[:half])
-        self.wfile.flush()
-        if half == len(answer.body):
-            return
-        time.sleep({"stall": STALL_S, "slow": 0.1}.get(fault, 0.05))  # what was sent arrives before the end
-        if fault == "slow":
-            self.wfile.write(answer.body[half:])
-        elif fault == "cut":
-            self._break()
-        else:
-            self.close_connection = True
-
-    def _break(self) -> None:
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.connection.close()
-        self.close_connection = True
-
-    def log_message(self, *_: object) -> None:
-        pass
+        self.write_body(answer.body, fault)

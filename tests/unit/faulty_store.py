@@ -2,18 +2,14 @@
 
 import random
 import re
-import socket
-import struct
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import BaseHTTPRequestHandler
 
-from range_server import listening
+from range_server import STALL_S, Handler, listening
 
-STALL_S = 1.0
 MIXED = "mixed"  # the right headers with a wrong body, which only checksums tell
 FAULTS = ("503", "500", "429", "stall", "reset", "cut", "short", "fewer", "longer", "other", "slow")
 
@@ -56,10 +52,7 @@ def served(**objects: bytes) -> Iterator[FaultyStore]:
         yield store
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
+class _Handler(Handler):
     def __init__(self, store: FaultyStore, *arguments: object):
         self.store = store
         super().__init__(*arguments)  # pyright: ignore
@@ -82,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault.isdigit():
             self._send(int(fault), b"slow down")
         elif fault == "reset":
-            self._break()
+            self.break_off()
         elif fault == "stall" and self.command == "HEAD":
             time.sleep(STALL_S)
         else:
@@ -108,27 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "GET":
-            self._body(body, fault)
-
-    def _body(self, body: bytes, fault: str) -> None:
-        if fault not in ("stall", "cut", "short", "slow"):
-            self.wfile.write(body)
-            return
-        half = 3 * len(body) // 4
-        self.wfile.write(body[:half])
-        self.wfile.flush()
-        time.sleep({"stall": STALL_S, "slow": 0.1}.get(fault, 0.05))  # what was sent arrives before the end
-        if fault == "cut":
-            self._break()
-        elif fault == "slow":
-            self.wfile.write(body[half:])
-        else:
-            self.close_connection = True
-
-    def _break(self) -> None:
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.connection.close()
-        self.close_connection = True
+            self.write_body(body, fault)
 
     def _send(self, code: int, data: bytes) -> None:
         self.send_response(code)
@@ -136,6 +109,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass

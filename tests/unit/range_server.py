@@ -1,13 +1,18 @@
 """A web server that answers ranges, counts what it is asked for and can misbehave: a store for tests."""
 
 import re
+import socket
+import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+STALL_S = 1.0
 
 
 class Store:
@@ -46,10 +51,38 @@ def served(folder: Path) -> Iterator[Store]:
         yield store
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Says nothing, and can break off in every way."""
+
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
+    def write_body(self, body: bytes, fault: str) -> None:
+        """All of it unless the fault is "stall", "cut", "short" or "slow"."""
+        if fault not in ("stall", "cut", "short", "slow"):
+            self.wfile.write(body)
+            return
+        half = 3 * len(body) // 4
+        self.wfile.write(body[:half])
+        self.wfile.flush()
+        time.sleep({"stall": STALL_S, "slow": 0.1}.get(fault, 0.05))  # what was sent arrives before the end
+        if fault == "cut":
+            self.break_off()
+        elif fault == "slow":
+            self.wfile.write(body[half:])
+        else:
+            self.close_connection = True
+
+    def break_off(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class _Handler(Handler):
     def __init__(self, store: Store, *arguments: object):
         self.store = store
         super().__init__(*arguments)  # pyright: ignore
@@ -92,6 +125,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if body:
             self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass

@@ -7,10 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
-from PIL import Image
+from preparing import Interrupt, content, stopping_after, write_photos
 
 from data_pipeline import publish, targets
 from data_pipeline.description import read_description
@@ -26,13 +25,7 @@ PROGRAM = Path(__file__).parent / "programs" / "prepare_slowly.py"
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """100 images of noise in two classes."""
-    root = tmp_path_factory.mktemp("source") / "photos"
-    generator = np.random.default_rng(0)
-    for number in range(100):
-        path = root / "ab"[number % 2] / f"{number:03d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (12, 10, 3), np.uint8)).save(path)
-    return root
+    return write_photos(tmp_path_factory.mktemp("source") / "photos", 100, (12, 10))
 
 
 @pytest.fixture(scope="module")
@@ -41,33 +34,6 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
     folder = tmp_path_factory.mktemp("whole") / "out"
     prepare_folder(photos, folder, 8, output=OUTPUT)
     return content(folder)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
-class Interrupt(Exception):
-    pass
-
-
-def stopping_after(samples: int) -> Job:
-    """A job that fails after so many samples of the training split, as if by Ctrl-C."""
-
-    class Bomb:
-        left = samples
-
-        def update(self, n: int, /) -> None:
-            self.left -= n
-            if self.left < 0:
-                raise Interrupt
-
-        def close(self) -> None: ...
-
-    def progress(split: str, total: int, done: int) -> Bar:
-        return Bomb() if split == "train" else quiet(split, total, done)
-
-    return Job(progress=progress)
 
 
 def test_any_number_of_processes_writes_the_same(photos: Path, whole: dict[str, bytes], tmp_path: Path):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from auto_encoder import write_photos
+from preparing import write_photos
 from published import dumped, legacy, persistent, tree
 from published_edm2 import PublishedEDM2
 from published_unet import PublishedUNet

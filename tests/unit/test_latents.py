@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from auto_encoder import write_auto_encoder, write_photos
+from auto_encoder import write_auto_encoder
 from diffusers import AutoencoderKL
 from PIL import Image
+from preparing import Interrupt, content, stopping_after, write_photos
 
 from data_pipeline.dataset import open_dataset
 from data_pipeline.encoding import Output
 from data_pipeline.errors import DataError
 from data_pipeline.generated import write_latents
 from data_pipeline.latents import CONVENTIONS, ConventionName, LatentOutput
-from data_pipeline.shards import Bar, Job, quiet
+from data_pipeline.shards import Job
 from data_pipeline.sources.folder import prepare_folder
 from sctrain.building import model_space
 from sctrain.cli import main
@@ -43,10 +44,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def output(vae: Vae, *, flip_variant: bool = False) -> Output:
     return Output(samples_per_shard=5, latents=LatentOutput(vae, flip_variant))
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -116,25 +113,9 @@ def prepare_pixels(photos: Path, dest: Path, key: str) -> np.ndarray:
 
 
 def test_interrupted_and_with_processes_the_bytes_are_the_same(vae: Vae, photos: Path, whole: Path, tmp_path: Path):
-    class Interrupt(Exception):
-        pass
-
-    class Bomb:
-        left = 13
-
-        def update(self, n: int, /) -> None:
-            self.left -= n
-            if self.left < 0:
-                raise Interrupt
-
-        def close(self) -> None: ...
-
-    def progress(split: str, total: int, done: int) -> Bar:
-        return Bomb() if split == "train" else quiet(split, total, done)
-
     written = output(vae, flip_variant=True)
     with pytest.raises(Interrupt):
-        prepare_folder(photos, tmp_path / "out", 16, test_share=0.2, output=written, job=Job(progress=progress))
+        prepare_folder(photos, tmp_path / "out", 16, test_share=0.2, output=written, job=stopping_after(13))
     assert list((tmp_path / ".out.partial" / "data").glob("*.tar")), "something is there to go on with"
     prepare_folder(photos, tmp_path / "out", 16, test_share=0.2, output=written, job=Job(processes=2))
     assert content(tmp_path / "out") == content(whole)

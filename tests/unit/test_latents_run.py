@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from auto_encoder import write_auto_encoder, write_photos
+from auto_encoder import write_auto_encoder
 from digits import publish_random, tiny_config
 from PIL import Image
+from preparing import write_photos
 
 from data_pipeline.description import read_description
 from sctrain import building

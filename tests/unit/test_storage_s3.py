@@ -3,10 +3,10 @@
 import io
 import os
 import random
-import uuid
 from collections.abc import Iterator
 
 import pytest
+from bucket import BASE, bucket_folder
 
 from data_pipeline import storage
 from data_pipeline.dataset import open_dataset
@@ -26,25 +26,15 @@ from data_pipeline.storage import (
     write_object,
 )
 
-BASE = os.environ.get("SCTRAIN_TEST_S3_URL", "")
 pytestmark = pytest.mark.skipif(not BASE, reason="SCTRAIN_TEST_S3_URL names no bucket to test against")
 BIG = random.Random(4).randbytes(20_000_000)  # two parts of a multipart upload
 
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[str]:
-    folder = join_url(BASE, uuid.uuid4().hex)
-    write_object(join_url(folder, "big.tar"), io.BytesIO(BIG))
-    yield folder
-    delete_below(folder)
-    assert list_url(folder) == []
-
-
-def delete_below(folder: str) -> None:
-    below = [url for url in list_url(folder) if url != folder]
-    for url in below:
-        delete_below(url)
-    delete(below)
+    with bucket_folder() as folder:
+        write_object(join_url(folder, "big.tar"), io.BytesIO(BIG))
+        yield folder
 
 
 def test_objects_are_written_listed_and_read(folder: str):

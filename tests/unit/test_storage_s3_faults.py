@@ -4,17 +4,16 @@ import io
 import os
 import random
 import time
-import uuid
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from bucket import BASE, bucket_folder
 from fault_proxy import ANOTHER, BODY, READING, FaultProxy, proxied
-from PIL import Image
+from preparing import write_photos
 
 from data_pipeline import loader, storage
 from data_pipeline.cache import CacheOptions
@@ -25,7 +24,7 @@ from data_pipeline.loader import Batch, BatchStream, ReadOptions, open_dataset, 
 from data_pipeline.sources.folder import prepare_folder
 from data_pipeline.storage import StorageSettings, delete, join_url, list_url, open_url, write_object
 
-BASE, ENDPOINT = os.environ.get("SCTRAIN_TEST_S3_URL", ""), os.environ.get("AWS_ENDPOINT_URL", "")
+ENDPOINT = os.environ.get("AWS_ENDPOINT_URL", "")
 pytestmark = pytest.mark.skipif(
     not (BASE and ENDPOINT.startswith("http://")),
     reason="SCTRAIN_TEST_S3_URL names no bucket, or AWS_ENDPOINT_URL no store without encryption",
@@ -44,12 +43,9 @@ CASES = {
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """A folder of the bucket with latents in it, removed in the end."""
-    folder = join_url(BASE, uuid.uuid4().hex)
-    write_latents(join_url(folder, "latents"), SAMPLES, SHARDS)
-    yield folder
-    for part in list_url(folder):
-        delete(list_url(part))
-    assert list_url(folder) == []
+    with bucket_folder() as folder:
+        write_latents(join_url(folder, "latents"), SAMPLES, SHARDS)
+        yield folder
 
 
 @pytest.fixture
@@ -132,11 +128,7 @@ def test_objects_are_written_whole_through_faults(bucket: str, proxy: FaultProxy
 
 
 def test_a_data_set_is_prepared_straight_to_a_bucket_through_faults(bucket: str, proxy: FaultProxy, tmp_path: Path):
-    generator = np.random.default_rng(0)
-    for number in range(60):
-        path = tmp_path / "photos" / "ab"[number % 2] / f"{number:03d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (12, 10, 3), np.uint8)).save(path)
+    write_photos(tmp_path / "photos", 60, (12, 10))
     output = Output(samples_per_shard=8)
     whole, url = tmp_path / "whole", join_url(bucket, "prepared")
     prepare_folder(tmp_path / "photos", whole, 8, output=output)
