@@ -97,6 +97,7 @@ def _step(parts: Parts, ema: ShardedPowerEma, layout: Layout, number: int) -> No
         del loss
         result = parts.student.step(config.optimizer.learning_rate)
         if result is not None and result.applied:
+            parts.weight_norm.apply()
             ema.update(before.images, after.images)
             parts.update_target(before, after, applied=True)
 
