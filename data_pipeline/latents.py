@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipeline.description import LatentDescription
 
-ConventionName = Literal["edm2", "scm"]
+ConventionName = Literal["edm2", "scm", "sd"]
 LatentType = Literal["float16", "float32"]
 UNIT = 256  # sums of latents are counted in so many parts: whole numbers add up to the same in any order
 
@@ -27,10 +27,12 @@ class Convention:
     std: tuple[float, ...]
 
 
-# Of sd-vae-ft-mse on ImageNet-512: the EDM2 repository's encoder, and Lu & Song 2024, appendix G.
+# Of sd-vae-ft-mse on ImageNet-512: the EDM2 repository's encoder, and Lu & Song 2024, appendix G. Stable Diffusion's,
+# and DiT's: one number for all channels, which makes latents about as large as unit noise.
 CONVENTIONS: Mapping[str, Convention] = {
     "edm2": Convention(0.0, 1.0, (5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)),
     "scm": Convention(-1.0, 1.0, (1.56, -0.695, 0.483, 0.729), (5.27, 5.91, 4.21, 4.31)),
+    "sd": Convention(-1.0, 1.0, (0.0,) * 4, (1 / 0.18215,) * 4),
 }
 
 

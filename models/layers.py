@@ -183,10 +183,12 @@ class ToldBeside(nn.Module):
 class ConditionEmbedding(ToldBeside):
     """Time, class and the rest of `told` to one vector per sample, in the dtype of t: (B,), (B,), ... -> (B, W)."""
 
-    def __init__(self, width: int, told: Conditioning, time_scale: float = 1.0):
+    def __init__(self, width: int, told: Conditioning, time_scale: float, period: float, embedded: int):
+        """`embedded`: how many sines and cosines of the time there are."""
         super().__init__()
-        self.time = PositionalEmbedding(width, scale=time_scale)
-        self.hidden = WideLinear(width, width)
+        self.time = PositionalEmbedding(embedded, period, time_scale)
+        self.beside = PositionalEmbedding(width, scale=time_scale)
+        self.hidden = WideLinear(embedded, width)
         self.out = WideLinear(width, width)
         self.label = nn.Embedding(told.num_classes + 1, width)
         nn.init.normal_(self.label.weight, std=0.5)
@@ -196,7 +198,7 @@ class ConditionEmbedding(ToldBeside):
         self, t: Tensor, labels: Tensor, guidance: Tensor | None, end: Tensor | None, augmentation: Tensor | None
     ) -> Tensor:
         total = self.out(F.silu(self.hidden(self.time(t)))) + self.label(labels)
-        return F.silu(self.joined(total, self.time, guidance, end, augmentation))
+        return F.silu(self.joined(total, self.beside, guidance, end, augmentation))
 
 
 def _silent(inputs: int, width: int, bias: bool = True) -> WideLinear:

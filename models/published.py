@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.dit import SHAPES, DiTSize
+from models.dit_options import SHAPES, DiTSize
 from models.edm2_options import CHANNELS, EDM2Size
 from models.layers import Conditioning
 from models.registry import NetworkOptions, build_network

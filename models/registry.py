@@ -6,7 +6,8 @@ keys; its `free` says what it stands for.
 
 from torch import nn
 
-from models.dit import DiT, DiTOptions, DiTSize
+from models.dit import DiT
+from models.dit_options import DiTOptions, DiTSize
 from models.edm2 import EDM2
 from models.edm2_options import EDM2Options, EDM2Size
 from models.execution import Execution

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.dit import Block, DiT, grid_embedding
+from models.dit import DiT
+from models.dit_layers import Block, grid_embedding
 from models.edm2 import EDM2
 from sctrain.bench.plain_edm2 import plain_edm2
 from sctrain.bench.timing import Step

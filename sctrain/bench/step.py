@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from models.dit import DiT, DiTOptions
+from models.dit import DiT
+from models.dit_options import DiTOptions
 from models.edm2 import EDM2
 from models.edm2_options import EDM2Size
 from models.execution import Execution

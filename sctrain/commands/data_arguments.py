@@ -52,8 +52,8 @@ def _add_output(kind: argparse.ArgumentParser) -> None:
     kind.add_argument("--limit", type=count, metavar="N", help="the first N images of each class only, for a trial")
     kind.add_argument("--encode", choices=("vae",), help="write latents, means and deviations, instead of images")
     kind.add_argument("--vae", type=Path, metavar="FOLDER", help="of Stable Diffusion's auto-encoder (sd-vae-ft-mse)")
-    ranges = "what the encoder is shown: scm [-1, 1] (default), edm2 [0, 1]"
-    kind.add_argument("--convention", choices=("scm", "edm2"), default="scm", help=ranges)
+    ranges = "what the encoder is shown: scm [-1, 1] (default), edm2 [0, 1]; sd as scm, for DiT's scale"
+    kind.add_argument("--convention", choices=("scm", "edm2", "sd"), default="scm", help=ranges)
     mirrored = "the latents of mirrored training images too, for latents have no mirror images"
     kind.add_argument("--flip-variant", action="store_true", help=mirrored)
     kind.add_argument("--latent-type", choices=("float16", "float32"), default="float32", help="default: float32")

@@ -1,8 +1,10 @@
 """Folders of diffusers: what their JSON says of a network and of the process that it was trained for.
 
     FOLDER/unet/config.json            UNet2DModel, where it is an ADM
-    FOLDER/unet/diffusion_pytorch_model.safetensors, or .bin
+    FOLDER/transformer/config.json     or a DiT
+    FOLDER/.../diffusion_pytorch_model.safetensors, or .bin
     FOLDER/scheduler/scheduler_config.json
+    FOLDER/vae/config.json             of latents: how they are scaled
     FOLDER/README.md                   its licence
 
 diffusers itself is not needed.
@@ -22,6 +24,7 @@ from models.unet_options import ADMOptions
 from sctrain.errors import UserError
 from sctrain.imports.files import read_safetensors, read_tensors
 from sctrain.imports.layouts import OPENAI_TIME, Layout, sized, with_sentences
+from sctrain.imports.transformers import folder_latents, folder_layout, told
 from sctrain.imports.weights import Published
 from sctrain.parameterization import DDPM_BETAS, VP_STEPS
 
@@ -46,16 +49,34 @@ _DEFAULTS = {"freq_shift": 0, "flip_sin_to_cos": True, "mid_block_scale_factor":
     **{"downsample_type": "conv", "upsample_type": "conv", "norm_num_groups": 32, "time_embedding_type": "positional"},
     **{"resnet_time_scale_shift": "default"},
 }
+_DIT = ("DiTTransformer2DModel", "Transformer2DModel")  # the second is its older name
 _MODULATIONS = {"scale_shift": "scale_shift", "default": "shift"}
 _DDPM = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")
 
 
 def read_folder(folder: Path, objective: str | None) -> Published:
     """The network in a folder of diffusers'; UserError where there is none that has an exact form here."""
-    inner = folder / "unet" if (folder / "unet").is_dir() else folder
-    config = _DEFAULTS | _json(inner / "config.json")
-    if config.get("_class_name") != "UNet2DModel":
-        raise UserError(f"{inner} holds a {config.get('_class_name')}, and only UNet2DModel has an exact form here")
+    inner = next((folder / part for part in ("unet", "transformer") if (folder / part).is_dir()), folder)
+    config = _json(inner / "config.json")
+    kind = config.get("_class_name")
+    if kind == "UNet2DModel":
+        return _unet(folder, inner, _DEFAULTS | config, objective)
+    if kind in _DIT:
+        return _dit(folder, inner, config, objective)
+    raise UserError(f"{inner} holds a {kind}, and only UNet2DModel and {_DIT[0]} have an exact form here")
+
+
+def _dit(folder: Path, inner: Path, config: Mapping[str, Any], objective: str | None) -> Published:
+    space, objective, _ = _process(folder, objective)
+    if space["noise_input"] != "ddpm":
+        raise UserError(f"{folder} is a DiT with the scheduler of a consistency model, which has no exact form here")
+    tensors, vae = _tensors(inner), folder / "vae" / "config.json"
+    layout = folder_layout(inner, config, tensors)
+    latents = folder_latents(vae.parent, _json(vae) if vae.parent.is_dir() else None)
+    return Published(folder, "DiT", layout, tensors, _licence(folder), False, told(objective), space, latents)
+
+
+def _unet(folder: Path, inner: Path, config: Mapping[str, Any], objective: str | None) -> Published:
     space, objective, scale = _process(folder, objective)
     tensors = _tensors(inner)
     layout = Layout(
@@ -65,9 +86,9 @@ def read_folder(folder: Path, objective: str | None) -> Published:
         int(config.get("num_class_embeds") or 0),
         with_sentences(from_diffusers, sided=False),
     )
-    told = {"name": objective, **({"levels": CD_LEVELS} if objective == "cd" else {})}
+    method = {"name": objective, **({"levels": CD_LEVELS} if objective == "cd" else {})}
     turned = space["noise_input"] == "log_sigma"
-    return Published(folder, "UNet2DModel", layout, tensors, _licence(folder), turned, told, space)
+    return Published(folder, "UNet2DModel", layout, tensors, _licence(folder), turned, method, space)
 
 
 def _options(folder: Path, config: Mapping[str, Any], time_scale: float | None) -> NetworkOptions:

@@ -18,6 +18,7 @@ from sctrain.imports.inert import NotInertError, Recorded
 from sctrain.imports.layouts import layout_of
 from sctrain.imports.pipeline_folder import CD_LEVELS, read_folder
 from sctrain.imports.torch_names import StoredTensor, as_array
+from sctrain.imports.transformers import is_dit, read_authors
 from sctrain.imports.weights import Published
 from sctrain.parameterization import VP_BETA_MIN, VP_BETA_RISE, VP_STEPS
 
@@ -65,6 +66,8 @@ def _state(found: Any) -> dict[str, StoredTensor]:
 def _of_tensors(
     source: Path, tensors: Mapping[str, Tensor], network: NetworkOptions | None, objective: str | None
 ) -> Published:
+    if is_dit(tensors):
+        return read_authors(source, tensors, network, objective)
     layout, openai = layout_of(tensors, network), "input_blocks.0.0.weight" in tensors
     if objective is None:
         prefix = source.name.partition("_")[0]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from models.dit import DiTOptions
+from models.dit_options import DiTOptions
 from models.edm2_options import EDM2Options
 from models.registry import FreeOptions, NetworkOptions, free_form
 from models.unet_options import ADMOptions, UNetOptions

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.dit import DiTOptions
+from models.dit_options import DiTOptions
 from models.layers import AUGMENTATION_LABELS, Conditioning
 from models.registry import build_network
 from models.tangent.engines import single_pass

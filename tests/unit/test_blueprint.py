@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.dit import DiTOptions
+from models.dit_options import DiTOptions
 from models.execution import Execution
 from models.layers import Conditioning
 from models.registry import build_network

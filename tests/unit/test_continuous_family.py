@@ -9,7 +9,7 @@ from gaussian import Gaussian
 from test_objectives import SHAPE, B, consistency, small_network, some_draws
 from torch import Tensor
 
-from models.dit import DiTOptions
+from models.dit_options import DiTOptions
 from models.layers import Conditioning
 from models.registry import build_network
 from models.tangent.engines import finite_difference, single_pass

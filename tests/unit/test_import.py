@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data_pipeline.description import read_description
 from data_pipeline.sources.folder import prepare_folder
-from models.dit import DiTOptions
+from models.dit_options import DiTOptions
 from models.layers import Conditioning
 from models.registry import build_network, free_form
 from models.unet_options import ADMOptions

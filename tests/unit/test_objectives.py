@@ -7,7 +7,7 @@ import torch
 from gaussian import Gaussian
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.dit import DiTOptions
+from models.dit_options import DiTOptions
 from models.layers import Conditioning
 from models.registry import build_network
 from models.tangent.engines import finite_difference, single_pass

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from models.dit import DiTOptions
+from models.dit_options import DiTOptions
 from models.layers import Conditioning
 from models.registry import build_network
 from models.tangent import dual

@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.dit import DiTOptions
+from models.dit_options import DiTOptions
 from models.execution import Execution
 from models.layers import Conditioning, PositionalEmbedding
 from models.registry import build_network
@@ -17,10 +17,10 @@ B = 3
 EXACT = ("single_pass", "two_pass")
 
 
-def network_and_inputs(dtype=torch.float64, dropout=0.0, checkpointing=False):
+def network_and_inputs(dtype=torch.float64, dropout=0.0, checkpointing=False, name="dit"):
     """No gate is zero: a zero tangent would verify nothing."""
     torch.manual_seed(0)
-    options = DiTOptions(width=32, depth=3, heads=2, patch_size=2, dropout=dropout)
+    options = DiTOptions(name, width=32, depth=3, heads=2, patch_size=2, dropout=dropout)
     network = build_network(options, 1, 8, 8, Conditioning(10), execution=Execution(checkpointing=checkpointing))
     with torch.no_grad():
         for parameter in network.parameters():
@@ -48,10 +48,11 @@ def autodiff(network, primals, tangents, labels):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["dit", "dit-zero"])
 @pytest.mark.parametrize("engine", TANGENT_ENGINES)
-def test_tangent_equals_float64_autodiff_and_gradients_those_of_a_plain_pass(engine, checkpointing):
-    plain, arguments = network_and_inputs()
-    network, _ = network_and_inputs(checkpointing=checkpointing)
+def test_tangent_equals_float64_autodiff_and_gradients_those_of_a_plain_pass(engine, name, checkpointing):
+    plain, arguments = network_and_inputs(name=name)
+    network, _ = network_and_inputs(checkpointing=checkpointing, name=name)
     outputs, tangent = TANGENT_ENGINES[engine](network, *arguments)
     expected = plain(*arguments[0], arguments[2])
     for ours, theirs in zip(outputs, expected, strict=True):

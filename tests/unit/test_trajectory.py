@@ -8,7 +8,7 @@ import pytest
 import torch
 from gaussian import Gaussian
 
-from models.dit import DiTOptions
+from models.dit_options import DiTOptions
 from models.layers import Conditioning
 from models.registry import build_network
 from models.tangent.engines import single_pass

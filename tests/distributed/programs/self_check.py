@@ -5,7 +5,7 @@ import sys
 import rank
 import torch
 
-from models.dit import DiTOptions
+from models.dit_options import DiTOptions
 from models.layers import Conditioning
 from models.registry import build_network
 from models.tangent.engines import single_pass

@@ -15,7 +15,7 @@ import rank
 import torch
 from deepspeed.utils import safe_get_full_grad
 
-from models.dit import DiTOptions
+from models.dit_options import DiTOptions
 from models.execution import Execution
 from models.layers import Conditioning
 from models.registry import build_network

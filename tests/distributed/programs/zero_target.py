@@ -15,7 +15,7 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
 from torch import Tensor, nn
 
-from models.dit import DiTOptions
+from models.dit_options import DiTOptions
 from models.layers import Conditioning
 from models.registry import build_network
 from models.tangent.engines import single_pass

@@ -14,7 +14,7 @@ from deepspeed.utils import safe_get_full_grad
 from zero_tangents import BATCH, EPS, RATE, Case, relative, zero_config
 
 from models.discriminator import Discriminator
-from models.dit import DiTOptions
+from models.dit_options import DiTOptions
 from models.execution import Execution
 from models.layers import Conditioning
 from models.registry import build_network
