@@ -17,12 +17,13 @@ from data_pipeline.storage import StorageSettings
 from models.execution import Execution
 from models.layers import Conditioning
 from models.registry import build_network
+from models.score import Score
 from models.tangent.engines import tangent_engine
 from models.tangent.recorded import recorded
 from sctrain.blueprint import Blueprint, InitialValues, Values
 from sctrain.config.loading import difference
 from sctrain.config.objectives import Diffusion
-from sctrain.config.schema import RunConfig, WeightsFrom
+from sctrain.config.schema import GuideFrom, RunConfig, WeightsFrom
 from sctrain.errors import UserError
 from sctrain.latents import LatentSpace
 from sctrain.parameterization import Parameterization
@@ -36,12 +37,15 @@ _BELONGS_TO_THE_RUN = ("weighting.",)
 _MAY_BE_NEW = ("condition.guidance.", "condition.end.", "condition.augmentation.")
 
 
+SOURCES = ("teacher", "guide", "start_from")  # the runs that a run takes weights from
+
+
 def pinned(config: RunConfig) -> RunConfig:
     """The run with the snapshots that it takes weights from named: those of its first start, else the newest now."""
     folder = RunFolder(config.run_dir)
     saved = folder.saved_config() if folder.config.is_file() else {}
     pins = {}
-    for key in ("teacher", "start_from"):
+    for key in SOURCES:
         source: WeightsFrom | None = getattr(config, key)
         if source is not None and source.images is None:
             images = (saved.get(key) or {}).get("images") or newest_images(source.run)
@@ -52,8 +56,8 @@ def pinned(config: RunConfig) -> RunConfig:
 
 def _licences(config: RunConfig) -> str:
     """Its own and those of the weights that it starts from or learns from: they hold for what is made of them."""
-    sources = [source for source in (config.teacher, config.start_from) if source is not None]
-    found = [config.licence, *(_described(source).licence for source in sources)]
+    sources = [getattr(config, key) for key in SOURCES]
+    found = [config.licence, *(_described(source).licence for source in sources if source is not None)]
     return "; ".join(dict.fromkeys(part for text in found for part in text.split("; ") if part))
 
 
@@ -110,12 +114,14 @@ def _refuse_another_convention(config: RunConfig, data: DatasetDescription) -> N
     )
 
 
-def blueprint(config: RunConfig, data: DatasetDescription) -> Blueprint:
-    """The configured network for these data, without weights."""
+def blueprint(
+    config: RunConfig, data: DatasetDescription, within: Callable[[nn.Module], nn.Module] = lambda network: network
+) -> Blueprint:
+    """The configured network for these data, without weights; `within` makes what it is a part of."""
     execution = Execution(config.compute.attention, config.compute.checkpointing, config.compute.compile)
     shape, about = (data.channels, data.height, data.width), told(config, data)
     try:
-        return Blueprint(lambda: build_network(config.network, *shape, about, execution))
+        return Blueprint(lambda: within(build_network(config.network, *shape, about, execution)))
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -154,6 +160,8 @@ def refuse_unfit_sources(config: RunConfig) -> None:
     """UserError if the runs that weights come from are not what the method needs. Reads descriptions, no weights."""
     if config.teacher is not None:
         _refuse_as_teacher(config, config.teacher)
+    if config.guide is not None:
+        _refuse_as_guide(config, config.guide)
     start = start_weights(config)
     if start is None:
         return
@@ -170,19 +178,44 @@ def _described(source: WeightsFrom) -> RunConfig:
     return snapshot_config(source.run, source.images)
 
 
+def _refuse_as_guide(config: RunConfig, source: GuideFrom) -> None:
+    described = _described(source)
+    if described.objective.samples_as != "diffusion":
+        raise UserError(f"{source.run} was trained by '{described.objective.name}'; a guide is a diffusion model")
+    if source.labels == "none" and not answers_without_label(described):
+        raise UserError(
+            f"{source.run} was trained without label dropout, so it knows no images without a label: set "
+            "'guide.labels' to same"
+        )
+    _refuse_other_data(config, source, described)
+
+
+def answers_without_label(config: RunConfig) -> bool:
+    """Whether the network was trained without labels: now and then, or throughout."""
+    return config.objective.label_dropout > 0 or not getattr(config.network, "told_classes", True)
+
+
 def _refuse_as_teacher(config: RunConfig, source: WeightsFrom) -> None:
     taught = _described(source)
     if taught.objective.samples_as != "diffusion":
         raise UserError(f"{source.run} was trained by '{taught.objective.name}'; a teacher is a diffusion model")
-    if config.objective.guided_scales is not None and taught.objective.label_dropout == 0.0:
+    guides_itself = config.objective.guided_scales is not None and config.guide is None
+    if guides_itself and taught.objective.label_dropout == 0.0:
         mend = "train it with objective.label_dropout=0.1"
         if type(config.objective).model_fields["guidance"].default is None:
             mend = f"remove 'objective.guidance', or {mend}"
+        mend += ", or name a 'guide'"
         raise UserError(f"{source.run} was trained without label dropout, so it cannot be guided; {mend}")
+    _refuse_other_data(config, source, taught)
+    _refuse_another_network(config, source)
+
+
+def _refuse_other_data(config: RunConfig, source: WeightsFrom, taught: RunConfig) -> None:
+    """UserError if the same x is another image to a frozen network."""
     if taught.sigma_data != config.sigma_data:
         raise UserError(
             f"{source.run} was trained with sigma_data {taught.sigma_data}, this run has {config.sigma_data}; "
-            "set 'sigma_data' to the teacher's"
+            "set 'sigma_data' to that run's"
         )
     _refuse_other_latents(config, source, taught)
     for key in ("mean", "std"):
@@ -190,9 +223,8 @@ def _refuse_as_teacher(config: RunConfig, source: WeightsFrom) -> None:
         if (len(theirs) == len(ours) and theirs != ours) or {*theirs} != {*ours}:  # one value stands for all channels
             raise UserError(
                 f"{source.run} was trained with data.{key} {theirs}, this run has {ours}: the same image is another x; "
-                f"set 'data.{key}' to the teacher's"
+                f"set 'data.{key}' to that run's"
             )
-    _refuse_another_network(config, source)
 
 
 def _refuse_other_latents(config: RunConfig, source: WeightsFrom, theirs: RunConfig) -> None:
@@ -234,10 +266,31 @@ def teacher_network(config: RunConfig, data: DatasetDescription) -> tuple[Bluepr
     return network, _fitting(network, snapshot_weights(source), source.run)
 
 
-def teacher_parameterization(config: RunConfig) -> Parameterization:
-    """How the output of the teacher becomes F."""
-    source = config.teacher
-    assert source is not None, "asked for by its method"
+def guide_network(config: RunConfig, data: DatasetDescription) -> tuple[Blueprint, Values]:
+    """What the teacher is guided by: of a shape of its own."""
+    source = config.guide
+    assert source is not None, "asked for where there is one"
+    described = _described(source)
+    own = {"network": described.network, "objective": described.objective}
+    network = blueprint(config.model_copy(update=own), data)
+    return network, _fitting(network, snapshot_weights(source), source.run)
+
+
+def guide_label(config: RunConfig, data: DatasetDescription) -> int | None:
+    """The label that the guide is told; None: that of the sample."""
+    assert config.guide is not None, "asked for where there is one"
+    return len(data.classes) if config.guide.labels == "none" else None
+
+
+def score_network(config: RunConfig, data: DatasetDescription) -> tuple[Blueprint, Values]:
+    """The network that learns the score of what the student draws; at first it says the teacher's."""
+    assert config.teacher is not None, "asked for by its method"
+    inner, outer = blueprint(config, data), blueprint(config, data, Score)
+    return outer, _Inside(_started(config, inner, config.teacher), InitialValues(outer, config.seed))
+
+
+def source_parameterization(source: WeightsFrom) -> Parameterization:
+    """How the output of another run's network becomes F."""
     return parameterization(_described(source))
 
 
@@ -259,10 +312,13 @@ def snapshot_weights(source: WeightsFrom) -> StoredWeights:
 
 def first_values(config: RunConfig, network: Blueprint) -> Values:
     """What the weights of a run are at first: drawn, or those of another run as far as it has them."""
-    fresh, source = InitialValues(network, config.seed), start_weights(config)
-    if source is None:
-        return fresh
-    weights = snapshot_weights(source)
+    source = start_weights(config)
+    return InitialValues(network, config.seed) if source is None else _started(config, network, source)
+
+
+def _started(config: RunConfig, network: Blueprint, source: WeightsFrom) -> Values:
+    """Weights of another run, fresh ones for what belongs to the run and for what only one of the two is told."""
+    fresh, weights = InitialValues(network, config.seed), snapshot_weights(source)
     names = network.shapes.keys() | weights.shapes.keys()
     new = {n for n in names if n.startswith(_MAY_BE_NEW) and (n in network.shapes) != (n in weights.shapes)}
     new |= {name for name in names if name.startswith(_BELONGS_TO_THE_RUN)}
@@ -279,6 +335,18 @@ class _Mixed:
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         return (self.fresh if name in self.new else self.stored).read(name, start, stop)
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """Those of a network that is a part of another, `network`, and the fresh ones of the rest."""
+
+    network: Values
+    fresh: Values
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        values = self.network if name.startswith("network.") else self.fresh
+        return values.read(name.removeprefix("network."), start, stop)
 
 
 def _fitting(network: Blueprint, weights: StoredWeights, origin: Path, but: set[str] = frozenset()) -> StoredWeights:  # pyright: ignore[reportArgumentType]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,15 +14,14 @@ from data_pipeline.allocator import keep_freed_memory
 from data_pipeline.loader import Batch as RawBatch
 from data_pipeline.loader import BatchStream, ReadOptions, ShardedDataset, stream
 from models.attention import chosen_backend
-from models.discriminator import Discriminator
+from models.score import Score
 from sctrain import building
-from sctrain.blueprint import Blueprint
+from sctrain.beside import Beside, trained_beside
+from sctrain.blueprint import Blueprint, Values
 from sctrain.config.deepspeed import deepspeed_config, derive_batch
-from sctrain.config.objectives import Adversary as AdversaryConfig
-from sctrain.config.objectives import TrajectoryObjective
-from sctrain.config.schema import OptimizerConfig, RunConfig
+from sctrain.config.schema import RunConfig
 from sctrain.objectives import build_objective
-from sctrain.objectives.base import Adversary, Batch, Draws, Loss, Networks, Progress
+from sctrain.objectives.base import Adversary, Batch, Draws, Guide, Loss, Networks, Progress
 from sctrain.objectives.drawing import Data
 from sctrain.objectives.flow import AlongTrajectory
 from sctrain.parameterization import Network
@@ -52,10 +52,11 @@ class Parts:
         self._as_F = building.parameterization(config).of
         self.memories = Memories(config.offload, RunFolder(config.run_dir).offload)
         self.student, self.target, networks = self._engines()
-        self.adversary = self._adversary()
+        trained = partial(self._laid_out, trained=True)
+        self.beside = trained_beside(config, data, world, trained, self.memories)
         if world.device.type == "cpu" and config.offload.optimizer != "disk":  # there memory is what lacks
             keep_freed_memory()  # now: the blocks that construction leaves are not those that training asks for
-        self.networks = replace(networks, adversary=self.adversary and Adversary(self.adversary.module, self.adversary))
+        self.networks = replace(networks, **self._as_evaluated(self.beside))
 
     def _engines(self) -> tuple[StudentEngine, TargetNetwork | None, Networks]:
         """The student, its target network and, for a distillation, its teacher: engines of their own."""
@@ -81,7 +82,13 @@ class Parts:
         return (
             student,
             target,
-            Networks(self._as_F(student), building.tangent_of(config), *frozen, mean=self.world.mean),
+            Networks(
+                self._as_F(student),
+                building.tangent_of(config),
+                *frozen,
+                mean=self.world.mean,
+                guide=self._guide(zero),
+            ),
         )
 
     def _teacher(self, zero: dict[str, Any]) -> Network | None:
@@ -89,10 +96,29 @@ class Parts:
         config = self.config
         if config.teacher is None or config.objective.target_teaches:
             return None
-        blueprint, weights = building.teacher_network(config, self.dataset.description)
+        engine = self._frozen(*building.teacher_network(config, self.dataset.description), zero)
+        return building.source_parameterization(config.teacher).of(engine)
+
+    def _guide(self, zero: dict[str, Any]) -> Guide | None:
+        """What guides the teacher in place of itself."""
+        config, data = self.config, self.dataset.description
+        if config.guide is None:
+            return None
+        engine = self._frozen(*building.guide_network(config, data), zero)
+        return Guide(building.source_parameterization(config.guide).of(engine), building.guide_label(config, data))
+
+    def _frozen(self, blueprint: Blueprint, weights: Values, zero: dict[str, Any]) -> FrozenEngine:
         engine = FrozenEngine(self._laid_out(blueprint, zero), zero, self.world.device)
         engine.fill(weights)
-        return building.teacher_parameterization(config).of(engine)
+        return engine
+
+    def _as_evaluated(self, beside: Beside | None) -> dict[str, Any]:
+        """What an objective may evaluate of what is trained beside the student."""
+        if beside is None:
+            return {}
+        if isinstance(beside.engine.module, Score):
+            return {"score": self._as_F(beside.engine)}
+        return {"adversary": Adversary(beside.engine.module, beside.engine)}
 
     def power_ema(self) -> ShardedPowerEma:
         """EMA tracks of the run's widths that follow the student from now on."""
@@ -101,26 +127,10 @@ class Parts:
     def _laid_out(self, blueprint: Blueprint, zero: dict[str, Any], *, trained: bool = False) -> nn.Module:
         return lay_out(blueprint, zero, self.world.device, trained=trained)
 
-    @property
-    def _about_adversary(self) -> AdversaryConfig | None:
-        return self.config.objective.adversary if isinstance(self.config.objective, TrajectoryObjective) else None
-
-    def _adversary(self) -> StudentEngine | None:
-        """The discriminator with an optimizer of its own. It is small: every rank holds it whole."""
-        about, data = self._about_adversary, self.dataset.description
-        if about is None:
-            return None
-        torch.manual_seed(self.config.seed)
-        network = Discriminator(about.width, data.channels, data.height, data.width, len(data.classes))
-        config = deepspeed_config(self.config, self.world.size)
-        config |= {"zero_optimization": {"stage": 0}, "gradient_clipping": 0.0}
-        return StudentEngine(network, OptimizerConfig(learning_rate=about.learning_rate, betas=(0.0, 0.99)), config)
-
-    def train_adversary(self, loss: Loss) -> None:
-        """To be called with every micro-batch; a gradient that is not finite moves nothing."""
-        if self.adversary is not None and self._about_adversary is not None and loss.adversary is not None:
-            self.adversary.backward(loss.adversary.mean())
-            self.adversary.step(self._about_adversary.learning_rate)
+    def train_beside(self, loss: Loss, rate: float) -> None:
+        """To be called with every micro-batch, and the student's learning rate."""
+        if self.beside is not None and loss.beside is not None:
+            self.beside.train(loss.beside, rate)
 
     def update_target(self, before: Progress, after: Progress, *, applied: bool) -> None:
         """Let the target network follow an optimizer step.

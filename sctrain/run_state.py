@@ -86,12 +86,12 @@ class RunState:
         shards: Shards,
         ema: ShardedPowerEma,
         target: TargetNetwork | None,
-        adversary: Shards | None = None,
+        beside: Shards | None = None,
         memory: Memory | None = None,
     ):
         """`memory` is relieved of what checkpoints touch."""
         self.config, self.world, self.shards, self.ema = config, world, shards, ema
-        self._followers, self._adversary = [ema] if target is None else [ema, target], adversary
+        self._followers, self._beside = [ema] if target is None else [ema, target], beside
         self.folder = RunFolder(config.run_dir)
         self._fingerprint = data_fingerprint
         self._started = psutil.Process().create_time()  # imports and set-up are part of the price
@@ -118,7 +118,7 @@ class RunState:
                     f"{path} was trained on other data than {self.config.data.url} holds now: restore the data, "
                     f"or choose another run_dir"
                 )
-            load_state(path, self.shards, self._followers, self._adversary, self._memory)
+            load_state(path, self.shards, self._followers, self._beside, self._memory)
             record = self._as_rolled_back(Record.from_json(stored))
         if self.world.is_main:
             self._begin(record)
@@ -165,7 +165,7 @@ class RunState:
         """Start a checkpoint in the background; training stands still only while the shards are copied."""
         about = {"data_fingerprint": self._fingerprint, "config": self.config.model_dump(mode="json")}
         self.stall_seconds += save_state(
-            self._checkpoints, record.images, self.shards, self._followers, asdict(record) | about, self._adversary
+            self._checkpoints, record.images, self.shards, self._followers, asdict(record) | about, self._beside
         )
 
     def publish(self, images: int) -> None:

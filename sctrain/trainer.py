@@ -43,7 +43,7 @@ class Trainer:
         self.ema = self.parts.power_ema()
         self.monitor = Monitor(world)
         fingerprint = self.parts.dataset.index.fingerprint
-        adversary = self.parts.adversary and self.parts.adversary.shards
+        beside = self.parts.beside and self.parts.beside.shards
         self.state = RunState(
             config,
             world,
@@ -52,7 +52,7 @@ class Trainer:
             self.student.shards,
             self.ema,
             self.parts.target,
-            adversary,
+            beside,
             self.parts.memories.all,
         )
         self.record = self.state.resume()
@@ -101,7 +101,7 @@ class Trainer:
             loss = self.parts.objective.loss(draws, self.parts.networks)
             self.student.backward(loss.per_sample.mean())
             result = self.student.step(rate, self.accepts)
-            self.parts.train_adversary(loss)
+            self.parts.train_beside(loss, rate)
             self.monitor.add(draws, loss)
         before = self.images
         spike = not result.applied and math.isfinite(result.grad_norm)
@@ -159,6 +159,7 @@ class Trainer:
         means |= {"optimizer/grad_norm_median": math.nan if median is None else median}
         counts = ("skipped", "spikes", "rollbacks")
         means |= {f"guard/{name}": float(getattr(self.record, name)) for name in counts}
+        means |= {} if self.parts.beside is None else self.parts.beside.report()
         self.scalars.write(self.images, means)
         self.state.running(self.images)
         guard.check_dropped(means["guard/dropped_share"], self.images, self.config.guard)

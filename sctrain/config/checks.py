@@ -5,6 +5,7 @@ import math
 from sctrain.config.deepspeed import refuse_contradictions
 from sctrain.config.objectives import (
     ConsistencyTraining,
+    ContinuousObjective,
     EarlyContinuous,
     EasyTuning,
     ImprovedTraining,
@@ -71,6 +72,15 @@ def _check_teacher(config: RunConfig) -> None:
         raise UserError(f"the objective '{name}' has no teacher to guide; remove 'objective.guidance', or distil")
     if simplified and not objective.distils and objective.told_the_end:
         raise UserError("'objective.segments' are for scd: sct goes from its time to the data; remove it")
+    if isinstance(objective, ContinuousObjective) and objective.vsd is not None:
+        if not objective.distils:
+            raise UserError("'objective.vsd' compares the student with a teacher, which sct has none of: remove it")
+        if objective.told_the_end:
+            raise UserError("'objective.vsd' looks at images of one step, 'objective.segments' has several: remove one")
+    if config.guide is not None and (not objective.distils or objective.guided_scales is None):
+        raise UserError(
+            f"'guide' guides a teacher, and the objective '{name}' has no 'guidance': give it, or remove it"
+        )
     if name == "lcf" and config.start_from is None:
         raise UserError("the objective 'lcf' fine-tunes an LCM; name it with 'start_from.run' and 'start_from.ema'")
     if objective.target_teaches and config.start_from is not None:

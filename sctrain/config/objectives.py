@@ -273,12 +273,22 @@ class SimplifiedConsistency(Method):
     guidance: GuidanceRange | None = None  # of a teacher whose labels were dropped: classifier-free guidance
 
 
+class ScoreDistillation(Strict):
+    """Variational score distillation beside sCD (sCM appendix D): a fake score is trained with the student."""
+
+    factor: Positive = 1.0  # lambda, of its loss
+    times: TimeDistribution = TimeDistribution(mean=0.4, std=2.0)  # at which the two scores are compared
+    fake_times: TimeDistribution = TimeDistribution(mean=-0.8, std=1.6)  # at which the fake one is trained
+    rate_factor: Positive = 1.0  # its learning rate is so many times the student's
+
+
 class ContinuousObjective(SimplifiedConsistency):
     """In continuous time: `sct` from data alone, `scd` from a teacher."""
 
     distillations: ClassVar = ("scd",)
     name: Literal["sct", "scd"]
     segments: Annotated[int, Field(ge=1)] = 1  # of scd: it jumps to the lower end of its segment, M of them
+    vsd: ScoreDistillation | None = None  # of scd: a second loss, and a second network that is trained
 
     @property
     def told_the_end(self) -> bool:

@@ -80,6 +80,12 @@ class WeightsFrom(Strict):
     relearns: bool = False  # of start_from: the network was told, or said, something else; training has to change that
 
 
+class GuideFrom(WeightsFrom):
+    """A diffusion model away from which a teacher is guided, in place of the teacher itself without a label."""
+
+    labels: Literal["none", "same"] = "none"  # what it is told: no label (EDM2), or the sample's (autoguidance)
+
+
 class BatchConfig(Strict):
     """The global batch is the fact, the micro-batch the limit; accumulation is derived from them."""
 
@@ -191,6 +197,7 @@ class RunConfig(Strict):
     network: Network
     objective: Objective
     teacher: WeightsFrom | None = None  # needed by distillations
+    guide: GuideFrom | None = None  # of the teacher, a smaller or weaker one; None: it guides itself
     start_from: WeightsFrom | None = None  # initial weights; None: fresh, but a distillation starts from its teacher
     batch: BatchConfig
     budget_images: Images

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from data_pipeline.description import DatasetDescription
 from sctrain.building import model_space, parameterization
-from sctrain.config.schema import RunConfig, WeightsFrom
+from sctrain.config.schema import GuideFrom, RunConfig, WeightsFrom
 from sctrain.errors import UserError
 from sctrain.evaluation.guide import Guide
 from sctrain.evaluation.method import Method, guidance_scale, times_of
@@ -153,6 +153,7 @@ def teacher_solutions(
     device: torch.device,
     guidance: float = 1.0,
     start: float = T_MAX,
+    guide: GuideFrom | None = None,
 ) -> Tensor:
     """The teacher's Heun solutions of images 0 to count - 1, in model space; computed once.
 
@@ -162,16 +163,26 @@ def teacher_solutions(
     """
     images = teacher.images if teacher.images is not None else newest_images(teacher.run)
     steps = snapshot_config(teacher.run, images).evaluation.ode_steps
-    weights = (RunFolder(teacher.run).snapshots / image_count_name(images) / MANIFEST).read_text()
-    identity = f"{weights} {teacher.ema} {steps} {seed} {count} {guidance} {start}"
+    guide = None if guidance == 1 else guide
+    identity = f"{_weights(teacher)} {steps} {seed} {count} {guidance} {start}"
+    identity += "" if guide is None else f" {_weights(guide)} {guide.labels}"
     name = f"ode-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
     shared = RunFolder(teacher.run).evaluations
     for kept in (shared / name, folder / name):
         if kept.is_file():
             return load_file(kept)["x"]
-    generator = Generator.of(teacher.run, images, teacher.ema, device, guidance)
+    source = Source.of(teacher.run, teacher.ema, images)
+    lesser = guide and Guide.of(source, Source.of(guide.run, guide.ema, guide.images), guide.labels, device)
+    generator = Generator.from_source(source, device, guidance, lesser)
     x = generator.draw(Method("heun", steps, start=start), seed, count).x
     home = shared if os.access(shared if shared.is_dir() else teacher.run, os.W_OK) else folder
     home.mkdir(parents=True, exist_ok=True)
     write_bytes(home / name, save({"x": x}))
     return x
+
+
+def _weights(source: WeightsFrom) -> str:
+    """Which they are, digests included."""
+    images = source.images if source.images is not None else newest_images(source.run)
+    manifest = RunFolder(source.run).snapshots / image_count_name(images) / MANIFEST
+    return f"{manifest.read_text()} {source.ema}"

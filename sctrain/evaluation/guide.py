@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from sctrain.building import parameterization
+from sctrain.building import answers_without_label, parameterization
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.evaluation.source import Source
@@ -37,7 +37,7 @@ class Guide:
                 trained = f"{each.place} was trained by '{each.config.objective.name}'"
                 raise UserError(f"{trained}, and --guide is for diffusion models; remove it")
         _refuse_other_data(guided, source)
-        drops = source.config.objective.label_dropout > 0
+        drops = answers_without_label(source.config)
         if labels == "none" and not drops:
             raise UserError(
                 f"{source.place} was trained without label dropout, so it knows no images without a label: "

@@ -92,7 +92,7 @@ def _ode_distance(
         return {"ode_mse": None}
     pairs = min(len(drawn.x), ODE_PAIRS)
     at = (generator.device, generator.guidance, start_time(generator.config))
-    solutions = teacher_solutions(teacher, seed, pairs, judge.evaluations, *at)
+    solutions = teacher_solutions(teacher, seed, pairs, judge.evaluations, *at, generator.config.guide)
     return {"ode_mse": mean_squared_distance(drawn.x[:pairs].nan_to_num(), solutions)}
 
 

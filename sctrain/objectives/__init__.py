@@ -13,6 +13,7 @@ from sctrain.objectives.early import EarlyContinuous
 from sctrain.objectives.levels import DdimPairs, FromData, Grid, LognormalPairs, MappedPairs, UniformPairs, ct_decay
 from sctrain.objectives.metrics import Images, build_metric
 from sctrain.objectives.progressive import ProgressiveDistillation
+from sctrain.objectives.scores import ScoreDistillation
 from sctrain.objectives.trajectory import ConsistencyTrajectory
 from sctrain.objectives.twins import DiscreteTwin
 from sctrain.processes import T_MAX, ModelSpace, sigma_at
@@ -86,7 +87,11 @@ def _lcm(method: config.LatentConsistency, data: Data, images: Images) -> Object
 
 
 def _continuous(method: config.ContinuousObjective, data: Data, _: Images) -> Objective:
-    return ContinuousConsistency(**_simplified(method, data), segments=method.segments)
+    parts = _simplified(method, data)
+    if method.vsd is None:
+        return ContinuousConsistency(**parts, segments=method.segments)
+    times, fake_times = ((each.mean, each.std) for each in (method.vsd.times, method.vsd.fake_times))
+    return ScoreDistillation(**parts, factor=method.vsd.factor, compared_at=times, learnt_at=fake_times)
 
 
 def _twin(method: config.DiscreteTwin, data: Data, _: Images) -> Objective:

@@ -75,6 +75,13 @@ class Adversary(NamedTuple):
     trained: Judge
 
 
+class Guide(NamedTuple):
+    """A lesser diffusion model, away from which the teacher is guided, and the label that it is told; None: its own."""
+
+    network: Network
+    no_label: int | None
+
+
 @dataclass(frozen=True)
 class Networks:
     """What an objective may evaluate. Teacher and target have no gradients, but a graph to inputs that want theirs.
@@ -89,6 +96,9 @@ class Networks:
     target: Network | None = None
     mean: Callable[[Tensor], Tensor] = lambda values: values
     adversary: Adversary | None = None
+    guide: Guide | None = None
+    # Of a diffusion model of what the student draws: (u, t, labels, guidance, t') -> F, and w(t) with w'(t') as (B, 2).
+    score: Network | None = None
 
     def pair(
         self, at: tuple[Tensor | None, ...], target_at: tuple[Tensor | None, ...]
@@ -106,15 +116,15 @@ class Networks:
 class Loss:
     """Per-sample losses (B,), diagnostics (B,) by name, and which samples (B,) were dropped: their loss is 0.
 
-    `times` (B,) are of those diagnostics that were taken at another time than the draws' t. `adversary` (B,) are the
-    losses of the discriminator, with a graph to its weights alone.
+    `times` (B,) are of those diagnostics that were taken at another time than the draws' t. `beside` (B,) are those of
+    the network that is trained beside the student, with a graph to its weights alone.
     """
 
     per_sample: Tensor
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     dropped: Tensor | None = None
     times: dict[str, Tensor] = field(default_factory=dict)
-    adversary: Tensor | None = None
+    beside: Tensor | None = None
 
 
 class Objective(Protocol):

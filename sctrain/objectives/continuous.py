@@ -78,8 +78,12 @@ class SimplifiedConsistency(FollowsFlow, TrigFlowDraws, ABC):
         """The student and its tangent at the draws."""
 
     def loss(self, draws: Draws, networks: Networks) -> Loss:
+        """Of the student at the draws."""
+        return self.loss_of(self.evaluate(draws, networks))
+
+    def loss_of(self, evaluation: Evaluation) -> Loss:
         """e^w / D ||F - F- - g / (||g|| + c)||^2 - w (sCM eq. 8)."""
-        F, log_weight, g, t_F = self.evaluate(draws, networks)
+        F, log_weight, g, t_F = evaluation
         sound = is_finite(F) & is_finite(g)
         F = kept(F, sound)
         target, step = F.detach(), normalized(kept(g, sound), self.tangent_constant, self.tangent_normalization)

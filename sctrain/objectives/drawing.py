@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sctrain.guidance import guided_network
+from sctrain.guidance import guided_by, guided_network
 from sctrain.objectives.base import Batch, Draws, Networks, Progress
 from sctrain.parameterization import Network
 from sctrain.processes import T_MAX, per_sample, time_of
@@ -36,10 +36,15 @@ class Data:
         return low + (high - low) * generator.uniform()
 
     def teacher(self, draws: Draws, networks: Networks) -> Network:
-        """The teacher of a distillation as a function of (u, t, labels), guided where the draws have a scale."""
+        """The teacher of a distillation as a function of (u, t, labels), guided where the draws have a scale.
+
+        By itself without a label, or by the run's guide.
+        """
         assert networks.teacher is not None, "a distillation needs a teacher"
         if draws.guidance is None:
             return networks.teacher
+        if networks.guide is not None:
+            return guided_by(networks.teacher, networks.guide.network, draws.guidance, networks.guide.no_label)
         return guided_network(networks.teacher, draws.guidance, self.num_classes)
 
     def target_keep(self, before: Progress, after: Progress) -> float | None:

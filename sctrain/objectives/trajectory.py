@@ -130,7 +130,7 @@ class ConsistencyTrajectory(Data):
             diagnostics |= {"adversarial": looks.detach(), "adversarial_balance": trust.expand_as(matched)}
             diagnostics |= {"discriminator": judgements.detach()}
         times = {"velocity_error": draws.denoising_t}
-        return Loss(total.where(sound, 0), diagnostics, ~sound, times=times, adversary=judgements)
+        return Loss(total.where(sound, 0), diagnostics, ~sound, times=times, beside=judgements)
 
     def outputs(
         self, x_t: Tensor, x_u: Tensor, draws: TrajectoryDraws, networks: Networks

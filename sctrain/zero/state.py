@@ -1,6 +1,6 @@
 """The whole training state of an engine, to and from a checkpoint: masters, moments, optimizer step, and followers.
 
-A second engine that is trained beside it, the adversary, has the same under names of its own.
+A second engine that is trained beside it has the same under names of its own.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +19,8 @@ from sctrain.zero.pieces import Piece
 from sctrain.zero.shards import MASTER, Shards
 
 OPTIMIZER_STEP = "optimizer_step"
-ADVERSARY = "adversary"
-ADVERSARY_STEP = "adversary_step"
+BESIDE = "beside"
+BESIDE_STEP = "beside_step"
 
 
 class Follower(Protocol):
@@ -34,14 +34,14 @@ class Follower(Protocol):
         """To be called when all is loaded."""
 
 
-def state_pieces(shards: Shards, followers: Sequence[Follower], adversary: Shards | None = None) -> dict[str, Piece]:
+def state_pieces(shards: Shards, followers: Sequence[Follower], beside: Shards | None = None) -> dict[str, Piece]:
     """Every tensor of the state by `master/NAME`, `exp_avg/NAME`, `ema-0.05/NAME` and so on; views, not copies."""
     kinds = (MASTER, *shards.moments)
     pieces = {f"{kind}/{shard.name}": shard.piece(kind) for kind in kinds for shard in shards}
     for follower in followers:
         pieces |= follower.pieces()
-    if adversary is not None:
-        pieces |= {f"{ADVERSARY}/{key}": piece for key, piece in state_pieces(adversary, []).items()}
+    if beside is not None:
+        pieces |= {f"{BESIDE}/{key}": piece for key, piece in state_pieces(beside, []).items()}
     return pieces
 
 
@@ -51,20 +51,20 @@ def save_state(
     shards: Shards,
     followers: Sequence[Follower],
     record: dict[str, Any],
-    adversary: Shards | None = None,
+    beside: Shards | None = None,
 ) -> float:
     """Begin to save in the background; see `Checkpointer.save`. Returns the seconds that training stood still."""
     record = {**record, OPTIMIZER_STEP: shards.optimizer_step}
-    if adversary is not None:
-        record[ADVERSARY_STEP] = adversary.optimizer_step
-    return checkpointer.save(images, state_pieces(shards, followers, adversary), record)
+    if beside is not None:
+        record[BESIDE_STEP] = beside.optimizer_step
+    return checkpointer.save(images, state_pieces(shards, followers, beside), record)
 
 
 def load_state(
     path: Path,
     shards: Shards,
     followers: Sequence[Follower],
-    adversary: Shards | None = None,
+    beside: Shards | None = None,
     memory: Memory | None = None,
 ) -> dict[str, Any]:
     """Restore the state that any number of ranks saved at `path`, and return its record. All ranks take part.
@@ -73,12 +73,12 @@ def load_state(
     """
     record = read_record(path)
     shards.set_optimizer_step(record[OPTIMIZER_STEP])
-    if adversary is not None:
-        adversary.set_optimizer_step(record.get(ADVERSARY_STEP, 0))
-    values_by_key = _load_on_all_ranks(path, state_pieces(shards, followers, adversary))
+    if beside is not None:
+        beside.set_optimizer_step(record.get(BESIDE_STEP, 0))
+    values_by_key = _load_on_all_ranks(path, state_pieces(shards, followers, beside))
     owners = {key: follower for follower in followers for key in follower.pieces()}
     with ExitStack() as rewriting:
-        for engine in (shards, adversary):
+        for engine in (shards, beside):
             if engine is not None:
                 rewriting.enter_context(engine.rewriting())
         for key, values in values_by_key:
@@ -87,9 +87,9 @@ def load_state(
             if key in owners:
                 owners[key].load(key, values)
                 continue
-            engine = adversary if key.startswith(f"{ADVERSARY}/") else shards
-            kind, _, name = key.removeprefix(f"{ADVERSARY}/").partition("/")
-            assert engine is not None, "an adversary's keys are wanted only where there is one"
+            engine = beside if key.startswith(f"{BESIDE}/") else shards
+            kind, _, name = key.removeprefix(f"{BESIDE}/").partition("/")
+            assert engine is not None, "a second engine's keys are wanted only where there is one"
             engine[name].set(kind, values)
     for follower in followers:
         follower.refresh()

@@ -64,7 +64,7 @@ def test_the_discriminator_begins_after_its_part_of_the_budget():
     assert [drawn(made, images=images).judged for images in (0, 499, 500, 1000)] == [False, False, True, True]
     assert not drawn(objective(), images=1000).judged
     plain = made.loss(drawn(made, images=499), networks(None))
-    assert plain.adversary is None and "adversarial" not in plain.diagnostics
+    assert plain.beside is None and "adversarial" not in plain.diagnostics
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-9, 1e9])
@@ -88,5 +88,5 @@ def test_each_side_has_gradients_of_its_own_loss_alone(scale):
     weight = nets.student.head.weight
     assert weight.grad.norm() > 0
     before = weight.grad.clone()
-    loss.adversary.mean().backward()
+    loss.beside.mean().backward()
     assert torch.equal(weight.grad, before) and module.scales[0].verdict.weight.grad.isfinite().all()

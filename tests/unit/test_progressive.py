@@ -119,7 +119,7 @@ def test_no_second_teacher_is_built_where_the_target_network_teaches(monkeypatch
     monkeypatch.setattr(parts, "FrozenEngine", lambda network, *_: SimpleNamespace(fill=built.append))
     monkeypatch.setattr(parts, "lay_out", lambda *_, **__: None)
     monkeypatch.setattr(parts.building, "teacher_network", lambda config, _: (None, config.objective.name))
-    monkeypatch.setattr(parts.building, "teacher_parameterization", lambda _: SimpleNamespace(of=lambda engine: engine))
+    monkeypatch.setattr(parts.building, "source_parameterization", lambda _: SimpleNamespace(of=lambda engine: engine))
     data, world = SimpleNamespace(description=None), SimpleNamespace(device="cpu")
     for method in (Settings(name="pd"), ConsistencyDistillation(name="cd")):
         run = object.__new__(Parts)

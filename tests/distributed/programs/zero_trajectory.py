@@ -138,10 +138,10 @@ class Duel:
             self.student.backward(loss.per_sample.mean())
             assert self.student.step(RATE).applied
             told.append(self.world.mean(loss.per_sample.detach().mean()).item())
-            if loss.adversary is not None:
-                self.adversary.backward(loss.adversary.mean())
+            if loss.beside is not None:
+                self.adversary.backward(loss.beside.mean())
                 assert self.adversary.step(RATE).applied
-                told.append(self.world.mean(loss.adversary.detach().mean()).item())
+                told.append(self.world.mean(loss.beside.detach().mean()).item())
             self.target.update(KEEP)
         return told
 
@@ -166,7 +166,7 @@ def unsharded_duel() -> list[float]:
     told = []
     for step in range(4):
         loss = OBJECTIVE.loss(replace(draws(step, 0, BATCH), judged=step > 0), networks)
-        for adam, values in zip(adams, (loss.per_sample, loss.adversary), strict=True):
+        for adam, values in zip(adams, (loss.per_sample, loss.beside), strict=True):
             if values is not None:
                 adam.zero_grad()
                 values.mean().backward()
