@@ -29,8 +29,8 @@ from sctrain.zero.world import World
 
 # What makes a run the run it is. Anything else may change between two starts, and the change is printed.
 _IDENTITY = (
-    *("name", "seed", "sigma_data", "noise_input", "network", "objective.name", "teacher", "optimizer.name", "ema"),
-    *("precision", "batch.global_size", "data.mean", "data.std", "data.shuffle_window", "data.flip"),
+    *("name", "seed", "sigma_data", "noise_input", "network", "objective.name", "teacher", "guide", "optimizer.name"),
+    *("ema", "precision", "batch.global_size", "data.mean", "data.std", "data.shuffle_window", "data.flip"),
 )
 
 

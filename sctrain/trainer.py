@@ -100,8 +100,8 @@ class Trainer:
                 self.verify_tangents(draws)
             loss = self.parts.objective.loss(draws, self.parts.networks)
             self.student.backward(loss.per_sample.mean())
-            result = self.student.step(rate, self.accepts)
             self.parts.train_beside(loss, rate)
+            result = self.student.step(rate, self.accepts)
             self.monitor.add(draws, loss)
         before = self.images
         spike = not result.applied and math.isfinite(result.grad_norm)

@@ -18,8 +18,8 @@ from sctrain.bench.table import table
 from sctrain.config.loading import load
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
+from sctrain.planning.cast import STUDENT, guide_is_there
 from sctrain.planning.choice import ROOM, Plan, fitting, plan
-from sctrain.planning.counting import parameter_sizes
 from sctrain.planning.memory import Layout
 from sctrain.planning.speed import GPUS_PER_NODE, Hardware
 from sctrain.reporting.console import say
@@ -40,7 +40,6 @@ def run(args: argparse.Namespace) -> int:
     if args.gpus % nodes:
         raise UserError(f"--gpus {args.gpus} do not divide among --nodes {nodes}; give the number of all GPUs")
     layout = Layout(config, described(config), args.gpus)
-    parameters = sum(parameter_sizes(config, layout.about))
     measured: dict[str, Any] | None = None
     if args.measure is not None:
         measured = _measured(args, config)
@@ -48,13 +47,15 @@ def run(args: argparse.Namespace) -> int:
         layout = replace(layout, device="cuda" if torch.cuda.is_available() else "cpu")
     hardware = Hardware.assumed(config, nodes) if args.bench is None else Hardware.read(args.bench, config)
     room = ROOM * args.gpu_memory
-    found = plan(layout, parameters, hardware)
-    suggested = None if found.fits(room) else fitting(layout, parameters, hardware, room)
+    found = plan(layout, hardware)
+    suggested = None if found.fits(room) else fitting(layout, hardware, room)
     plans = [found] if suggested is None else [found, suggested]
     if args.json:
-        print(json.dumps({"parameters": parameters, "plans": [_row(p, room) for p in plans], "measured": measured}))
+        print(
+            json.dumps({"parameters": layout.parameters, "plans": [_row(p, room) for p in plans], "measured": measured})
+        )
     else:
-        print("\n\n".join([_head(args, parameters, nodes), *(_words(p, room) for p in plans)]))
+        print("\n\n".join([_head(args, layout, nodes), *(_words(p, room) for p in plans)]))
         if measured is not None:
             print(f"\nmeasured on {measured['device']}: peak {_size(measured['peak_bytes'])}")
     if not plans[-1].fits(room):
@@ -71,10 +72,9 @@ def _measured(args: argparse.Namespace, config: RunConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         overrides = [*args.overrides, f"runtime.ranks={args.gpus}"]
         if config.teacher is not None or config.start_from is not None:
-            from sctrain.planning.measuring import random_teacher
+            from sctrain.planning.measuring import random_sources
 
-            sources = random_teacher(config, Path(folder)) if config.objective.distils else []
-            overrides += [*sources, "start_from=null"]
+            overrides += [*random_sources(config, Path(folder)), "start_from=null"]
         command = [sys.executable, "-m", "sctrain", "plan", args.config, *overrides, "--gpus", str(args.gpus)]
         if run_ranks([*command, "--measure", str(args.measure.absolute())], args.gpus, os.environ):
             raise UserError("the ranks ended early; their own message above says why")
@@ -103,9 +103,16 @@ def _row(found: Plan, room: float) -> dict[str, Any]:
     }
 
 
-def _head(args: argparse.Namespace, parameters: int, nodes: int) -> str:
+def _head(args: argparse.Namespace, layout: Layout, nodes: int) -> str:
     where = f"{args.gpus} GPUs of {_size(args.gpu_memory)} in {nodes} node{'s' * (nodes > 1)}"
-    return f"{args.config}: {parameters / 1e6:,.1f} M parameters on {where}"
+    others = ", ".join(
+        f"{part} {sum(numels) / 1e6:,.1f} M" for part, numels in layout.numels.items() if part != STUDENT
+    )
+    lines = [f"{args.config}: {layout.parameters / 1e6:,.1f} M parameters on {where}"]
+    lines += [f"beside it: {others}"] if others else []
+    if layout.config.guide is not None and not guide_is_there(layout.config):
+        lines.append(f"{layout.config.guide.run} is not there yet, so the guide is taken to be as large as the student")
+    return "\n".join(lines)
 
 
 def _words(found: Plan, room: float) -> str:

@@ -54,7 +54,6 @@ class Plan:
 
 def plan(
     layout: Layout,
-    parameters: int,
     hardware: Hardware,
     changes: Sequence[str] = (),
     counted: Counted | None = None,
@@ -62,10 +61,10 @@ def plan(
     """Of one description as it is, itemised; `counted` where that is known."""
     counted = counted or counted_of(layout)
     found = memory(layout, counted)
-    return Plan(layout, counted, found, speed(layout, counted, parameters, hardware), tuple(changes))
+    return Plan(layout, counted, found, speed(layout, counted, hardware), tuple(changes))
 
 
-def fitting(layout: Layout, parameters: int, hardware: Hardware, room: float) -> Plan | None:
+def fitting(layout: Layout, hardware: Hardware, room: float) -> Plan | None:
     """The faster one of the first two rungs of the ladder that fit; None where nothing does."""
     found: list[tuple[Layout, Counted]] = []
     for changes in _LADDER:
@@ -78,8 +77,8 @@ def fitting(layout: Layout, parameters: int, hardware: Hardware, room: float) ->
             break
     if not found:
         return None
-    best, counted = min(found, key=lambda each: speed(*each, parameters, hardware).seconds)
-    return plan(best, parameters, hardware, list(_overrides(layout.config, best.config)), counted)
+    best, counted = min(found, key=lambda each: speed(*each, hardware).seconds)
+    return plan(best, hardware, list(_overrides(layout.config, best.config)), counted)
 
 
 def _changed(config: RunConfig, changes: Sequence[dict[str, Any]]) -> RunConfig | None:

@@ -7,8 +7,8 @@ on a GPU alone are counted as the CPU's implementation of the same.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,12 +22,14 @@ from torch._subclasses.fake_tensor import (
 from data_pipeline.description import DatasetDescription
 from sctrain import building
 from sctrain.bench.memory import Watch
+from sctrain.blueprint import Blueprint
 from sctrain.config.objectives import TrigFlowObjective
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.objectives import build_objective
-from sctrain.objectives.base import Batch, Draws, Networks, Objective, Progress
+from sctrain.objectives.base import Adversary, Batch, Draws, Guide, Networks, Objective, Progress
 from sctrain.objectives.drawing import Data
+from sctrain.planning.cast import DISCRIMINATOR, GUIDE, SCORE, STUDENT, TARGET, TEACHER, TRAINED, cast
 from sctrain.planning.flops import Flops
 from sctrain.planning.zero3 import Zero3Gathering, Zero3Sizes
 from sctrain.randomness import Purpose, SampleGenerator
@@ -41,11 +43,6 @@ class Counted:
     peak: int
     flops: int  # 2 per multiply-add
     gathered: int  # elements of all networks
-
-
-def parameter_sizes(config: RunConfig, about: DatasetDescription) -> list[int]:
-    """Elements of each parameter of the student, built without memory."""
-    return [math.prod(shape) for shape in building.blueprint(config, about).shapes.values()]
 
 
 def count(
@@ -65,16 +62,17 @@ def count(
     """
     draws, objective = _drawn(config, about, micro)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        networks, modules = _networks(config, about, mode, tangents)
+        networks, modules, trained = _networks(config, about, mode, tangents)
         draws = _faked(draws, mode)
         gatherings = [] if sizes is None else [Zero3Gathering(module, sizes) for module in modules]
         if sizes is None and not keeps_gradients:
-            for parameter in modules[0].parameters():
+            for parameter in chain.from_iterable(module.parameters() for module in trained):
                 parameter.register_post_accumulate_grad_hook(_forget_gradient)
         try:
             if gatherings:  # the first step is traced, the second is like all others
                 _step(objective, draws, networks, gatherings)
-                modules[0].zero_grad()
+                for module in trained:
+                    module.zero_grad()
             with Flops() as flops, Watch() as watch:
                 gathered = _step(objective, draws, networks, gatherings)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
@@ -86,7 +84,10 @@ def count(
 
 
 def _step(objective: Objective, draws: Draws, networks: Networks, gatherings: list[Zero3Gathering]) -> int:
-    objective.loss(draws, networks).per_sample.mean().backward()
+    loss = objective.loss(draws, networks)
+    loss.per_sample.mean().backward()
+    if loss.beside is not None:
+        loss.beside.mean().backward()
     gathered = sum(gathering.gathered for gathering in gatherings)
     for gathering in gatherings:
         gathering.end_of_step()
@@ -112,26 +113,31 @@ def _drawn(config: RunConfig, about: DatasetDescription, micro: int) -> tuple[Dr
 
 def _networks(
     config: RunConfig, about: DatasetDescription, mode: FakeTensorMode, tangents: bool
-) -> tuple[Networks, list[nn.Module]]:
-    """As `Parts` builds them; a teacher is taken to be of the student's shape, which the run will insist on."""
+) -> tuple[Networks, list[nn.Module], list[nn.Module]]:
+    """As `Parts` builds them; all modules, and those that are trained."""
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    faked = {part: _fake_network(blueprint, mode, dtype) for part, blueprint in cast(config, about).items()}
+    trained = [module for part, module in faked.items() if part in TRAINED]
+    for part in faked.keys() - TRAINED:
+        faked[part].requires_grad_(False).train(part == TARGET and not config.objective.target_teaches)
     as_F = building.parameterization(config).of
-    student = _fake_network(config, about, mode, dtype)
-    modules, teacher, target = [student], None, None
-    if config.objective.has_target:
-        modules.append(_fake_network(config, about, mode, dtype).requires_grad_(False))
-        modules[-1].train(not config.objective.target_teaches)
-        target = as_F(modules[-1])
-    if config.objective.distils and not config.objective.target_teaches:
-        like = config.model_copy(update={"objective": TrigFlowObjective()})
-        modules.append(_fake_network(like, about, mode, dtype).requires_grad_(False).eval())
-        teacher = building.parameterization(like).of(modules[-1])
-    tangent = building.tangent_of(config) if tangents else _values_alone
-    return Networks(as_F(student), tangent, teacher, target), modules
+    teaches = config.model_copy(update={"objective": TrigFlowObjective()})
+    frozen = {part: building.parameterization(teaches).of(faked[part]) for part in (TEACHER, GUIDE) if part in faked}
+    judge = faked.get(DISCRIMINATOR)
+    networks = Networks(
+        as_F(faked[STUDENT]),
+        building.tangent_of(config) if tangents else _values_alone,
+        frozen.get(TEACHER),
+        as_F(faked[TARGET]) if TARGET in faked else None,
+        adversary=judge and Adversary(judge, judge),
+        guide=Guide(frozen[GUIDE], None) if GUIDE in frozen else None,
+        score=as_F(faked[SCORE]) if SCORE in faked else None,
+    )
+    return networks, list(faked.values()), trained
 
 
-def _fake_network(config: RunConfig, about: DatasetDescription, mode: FakeTensorMode, dtype: torch.dtype) -> nn.Module:
-    network = building.blueprint(config, about).skeleton()
+def _fake_network(blueprint: Blueprint, mode: FakeTensorMode, dtype: torch.dtype) -> nn.Module:
+    network = blueprint.skeleton()
     for module in network.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:

@@ -16,10 +16,11 @@ from data_pipeline.loader import Batch
 from sctrain import building
 from sctrain.bench.memory import Watch, live_bytes
 from sctrain.config.objectives import TrigFlowObjective
-from sctrain.config.schema import RunConfig, WeightsFrom
+from sctrain.config.schema import RunConfig
 from sctrain.files import write_json
 from sctrain.objectives.base import Progress
 from sctrain.parts import Parts
+from sctrain.planning.cast import guide_config
 from sctrain.planning.counting import count
 from sctrain.planning.memory import Layout
 from sctrain.runs import RunFolder
@@ -46,21 +47,23 @@ class Measured:
     bytes_per_second: float  # that one rank receives in all-gathers
 
 
-def random_teacher(config: RunConfig, folder: Path) -> list[str]:
-    """Publish a network of random weights in `folder`, and return the overrides that make it the teacher."""
-    teacher = config.model_copy(
-        update={
-            "objective": TrigFlowObjective(),
-            "teacher": None,
-            "start_from": None,
-            "run_dir": folder,
-        }
-    )
-    network, width = building.blueprint(teacher, described(config)), config.ema.widths[0]
+def random_sources(config: RunConfig, folder: Path) -> list[str]:
+    """Publish networks of random weights in `folder`; the overrides that make them teacher and guide, as asked for."""
+    found = []
+    if config.objective.distils:
+        found += _random_source(config, "teacher", folder)
+    if config.guide is not None:
+        found += _random_source(guide_config(config), "guide", folder)
+    return found
+
+
+def _random_source(config: RunConfig, key: str, folder: Path) -> list[str]:
+    run, nothing = folder / key, {"teacher": None, "guide": None, "start_from": None}
+    source = config.model_copy(update={**nothing, "objective": TrigFlowObjective(), "run_dir": run})
+    network, width = building.blueprint(source, described(config)), config.ema.widths[0]
     tracks = {width: ((name, network.draw(name, config.seed)) for name in network.shapes)}
-    publish(RunFolder(folder).snapshots, 1, tracks, teacher.model_dump(mode="json"), network.shapes)
-    source = WeightsFrom(run=folder, images=1, ema=width)
-    return [f"teacher.{key}={value}" for key, value in source.model_dump(mode="json").items()]
+    publish(RunFolder(run).snapshots, 1, tracks, source.model_dump(mode="json"), network.shapes)
+    return [f"{key}.run={run}", f"{key}.images=1", f"{key}.ema={width}"]
 
 
 def measure(config: RunConfig, file: Path) -> None:
@@ -94,6 +97,7 @@ def _step(parts: Parts, ema: ShardedPowerEma, layout: Layout, number: int) -> No
     while result is None:
         loss = parts.objective.loss(parts.draw(_batch(layout), before), parts.networks)
         parts.student.backward(loss.per_sample.mean())
+        parts.train_beside(loss, config.optimizer.learning_rate)
         del loss
         result = parts.student.step(config.optimizer.learning_rate)
         if result is not None and result.applied:

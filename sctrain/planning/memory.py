@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -12,7 +13,8 @@ from data_pipeline.description import DatasetDescription
 from sctrain.bench.memory import Watch
 from sctrain.config.deepspeed import deepspeed_config, derive_batch
 from sctrain.config.schema import RunConfig
-from sctrain.planning.counting import Counted, count, parameter_sizes
+from sctrain.planning.cast import DISCRIMINATOR, GUIDE, SCORE, STUDENT, TARGET, TEACHER, TRAINED, cast, sizes
+from sctrain.planning.counting import Counted, count
 from sctrain.planning.zero3 import Zero3Sizes
 
 FP32 = 4
@@ -71,10 +73,20 @@ class Layout:
         """Of a weight in the precision of the forward."""
         return 2 if self.config.precision == "bf16" else FP32
 
+    @cached_property
+    def numels(self) -> dict[str, list[int]]:
+        """Elements of each parameter of all networks, by the part that these have."""
+        return {part: sizes(blueprint) for part, blueprint in cast(self.config, self.about).items()}
+
     @property
-    def has_teacher(self) -> bool:
-        """Whether a network of its own teaches."""
-        return self.config.objective.distils and not self.config.objective.target_teaches
+    def parameters(self) -> int:
+        """Of the student."""
+        return sum(self.numels[STUDENT])
+
+    @property
+    def trained_parameters(self) -> int:
+        """Of all networks whose gradients are averaged."""
+        return sum(sum(numels) for part, numels in self.numels.items() if part in TRAINED)
 
 
 def memory(layout: Layout, counted: Counted | None = None, *, itemised: bool = True) -> Memory:
@@ -83,8 +95,7 @@ def memory(layout: Layout, counted: Counted | None = None, *, itemised: bool = T
     Itemised, it runs twice more, to tell activations, tangents and gathered parameters apart.
     """
     config, about, micro = layout.config, layout.about, layout.micro
-    numels = parameter_sizes(config, about)
-    held, elsewhere = _held(layout, numels)
+    held, elsewhere = _held(layout)
     whole = counted or counted_of(layout)
     split = {"forward and backward": whole.peak}
     if itemised:
@@ -98,7 +109,7 @@ def memory(layout: Layout, counted: Counted | None = None, *, itemised: bool = T
             "tangent workspace": tangent,
             "gather buffers" if layout.stage == 3 else "its gradients": whole.peak - together.peak,
         }
-    return Memory(held, split, _optimizer_step(layout, numels), elsewhere)
+    return Memory(held, split, _optimizer_step(layout, layout.numels[STUDENT]), elsewhere)
 
 
 def counted_of(layout: Layout) -> Counted:
@@ -107,42 +118,53 @@ def counted_of(layout: Layout) -> Counted:
     return count(layout.config, layout.about, layout.micro, layout.sizes, keeps_gradients=alone)
 
 
-def _held(layout: Layout, numels: list[int]) -> tuple[dict[str, int], dict[str, int]]:
+def _held(layout: Layout) -> tuple[dict[str, int], dict[str, int]]:
     """On the device, and elsewhere."""
-    total, sizes, b = sum(numels), layout.sizes, layout.bytes_each
-    share = sum(-(-n // layout.world) for n in numels)  # EMA and target are sharded in every stage
-    if sizes is None:
-        held = _replicated(layout, total)
-    else:
-        shards = sum(map(sizes.shard, numels))
-        held = {
-            "parameters": b * (shards + sum(n for n in numels if sizes.persists(n))),
-            "masters": FP32 * shards if b < FP32 else 0,  # float32 weights are their own
-            "moments": 2 * FP32 * shards,
-            "gradients": b * shards,
-            "reduce bucket": b * sizes.bucket,
-        }
-    compute = b * (total if sizes is None else share)
-    held["EMA tracks"] = FP32 * share * len(layout.config.ema.widths)
-    if layout.config.objective.has_target:
-        held["target"] = FP32 * share + compute
-    if layout.has_teacher:
-        held["teacher"] = compute
+    numels, b = layout.numels, layout.bytes_each
+    # EMA and target are sharded in every stage.
+    share = {part: sum(-(-n // layout.world) for n in sizes) for part, sizes in numels.items()}
+    compute = {part: b * (sum(numels[part]) if layout.sizes is None else share[part]) for part in numels}
+    held = _trained(layout, numels[STUDENT])
+    held["EMA tracks"] = FP32 * share[STUDENT] * len(layout.config.ema.widths)
+    if TARGET in numels:
+        held[TARGET] = FP32 * share[TARGET] + compute[TARGET]
+    held |= {part: compute[part] for part in (TEACHER, GUIDE) if part in numels}
+    if SCORE in numels:
+        held |= {f"{SCORE}'s {name}": size for name, size in _trained(layout, numels[SCORE]).items()}
+    if DISCRIMINATOR in numels:  # whole on every rank in every stage
+        held[DISCRIMINATOR] = sum(_replicated(layout, sum(numels[DISCRIMINATOR])).values())
     return _offloaded(layout, held, share)
 
 
-def _offloaded(layout: Layout, held: dict[str, int], share: int) -> tuple[dict[str, int], dict[str, int]]:
+def _trained(layout: Layout, numels: list[int]) -> dict[str, int]:
+    """Of a network with an optimizer."""
+    sizes, b = layout.sizes, layout.bytes_each
+    if sizes is None:
+        return _replicated(layout, sum(numels))
+    shards = sum(map(sizes.shard, numels))
+    return {
+        "parameters": b * (shards + sum(n for n in numels if sizes.persists(n))),
+        "masters": FP32 * shards if b < FP32 else 0,  # float32 weights are their own
+        "moments": 2 * FP32 * shards,
+        "gradients": b * shards,
+        "reduce bucket": b * sizes.bucket,
+    }
+
+
+def _offloaded(layout: Layout, held: dict[str, int], share: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
     """What stays on the device, and what is kept on the host or on a disk."""
     offload, elsewhere = layout.config.offload, {}
     moved = {"EMA tracks": offload.ema, "moments": offload.optimizer, "masters": offload.optimizer}
     if "offload_optimizer" in layout.zero:  # DeepSpeed's own, which keeps gradients and masters there in any case
         moved["gradients"] = offload.optimizer
-    for name, place in moved.items():
-        if place != "device" and held.get(name):
+    for name in list(held):
+        place = moved.get(name.removeprefix(f"{SCORE}'s "), "device")
+        if place != "device" and held[name]:
             elsewhere[f"{name} ({'host' if place == 'cpu' else 'disk'})"] = held.pop(name)
     if offload.checkpoint_copy:
         tracks = len(layout.config.ema.widths) + layout.config.objective.has_target
-        elsewhere["checkpoint staging (host)"] = FP32 * share * (3 + tracks)
+        beside = share.get(SCORE, 0)
+        elsewhere["checkpoint staging (host)"] = FP32 * (share[STUDENT] * (3 + tracks) + 3 * beside)
     return held, elsewhere
 
 

@@ -59,9 +59,9 @@ class Speed:
     source: str
 
 
-def speed(layout: Layout, counted: Counted, parameters: int, hardware: Hardware) -> Speed:
+def speed(layout: Layout, counted: Counted, hardware: Hardware) -> Speed:
     """Computation and communication side by side: a step takes as long as the longer of the two."""
-    others = (layout.world - 1) / layout.world
+    parameters, others = layout.trained_parameters, (layout.world - 1) / layout.world
     if layout.sizes is None:  # one all-reduce
         sent = 2 * others * layout.bytes_each * parameters
     else:

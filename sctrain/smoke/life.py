@@ -16,7 +16,7 @@ from models.layers import held_parameters
 from sctrain import building
 from sctrain.config.objectives import Diffusion, SimplifiedConsistency
 from sctrain.config.recipes import recipe_of
-from sctrain.config.schema import RunConfig, WeightsFrom
+from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.signals import StopRequest
 from sctrain.smoke.data import MOST_CLASSES, described, write_random_images
@@ -72,13 +72,15 @@ class Smoke:
     def _shrunk(self, config: RunConfig, name: str) -> RunConfig:
         """The shrunk recipe, after the runs that it builds on."""
         sources = {}
-        for key in ("teacher", "start_from"):
+        for key in building.SOURCES:
             if (source := getattr(config, key)) is not None:
                 with step(f"finding the recipe of {key} {source.run}"):
                     other = recipe_of(source.run, name)
                 small = self._shrunk(other, name)
                 self._train(small)
-                sources[key] = WeightsFrom(run=small.run_dir, ema=small.ema.widths[0])
+                sources[key] = source.model_copy(
+                    update={"run": small.run_dir, "ema": small.ema.widths[0], "images": None}
+                )
         with step("writing random images"):
             like = described(config)
             data = self._folder / f"images-{like.channels}-{min(len(like.classes), MOST_CLASSES)}"

@@ -16,6 +16,12 @@ SIZES = {
         "objective": {"name": "scd"},
         "teacher": {"run": "runs/none", "ema": 0.05},
     },
+    "five networks": {
+        "network": {"name": "dit", "width": 128, "depth": 4, "heads": 4},
+        "objective": {"name": "scd", "guidance": {}, "vsd": {}},
+        "teacher": {"run": "runs/none", "ema": 0.05},
+        "guide": {"run": "runs/guide", "ema": 0.05},
+    },
 }
 
 

@@ -36,7 +36,7 @@ def tiny_config(run: Path, objective: str, **keys: Any) -> RunConfig:
             "run_dir": run,
             "data": {"url": prepared(), "mean": [0.3053], "std": [0.3760]},
             "network": {"width": 16, "depth": 1, "heads": 2},
-            "objective": {"name": objective},
+            "objective": {"name": objective} | keys.pop("method", {}),
             "batch": {"global_size": 8},
             "budget_images": 64,
             "evaluation": evaluation | keys.pop("evaluation", {}),

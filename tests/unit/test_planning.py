@@ -12,7 +12,7 @@ from sctrain.bench.memory import Watch
 from sctrain.errors import UserError
 from sctrain.planning import counting
 from sctrain.planning.choice import fitting, plan
-from sctrain.planning.counting import count, parameter_sizes
+from sctrain.planning.counting import count
 from sctrain.planning.flops import Flops
 from sctrain.planning.memory import Layout, memory
 from sctrain.planning.speed import UNMEASURED, Hardware
@@ -20,6 +20,11 @@ from sctrain.planning.zero3 import Zero3Gathering, Zero3Sizes
 from sctrain.smoke.data import described
 
 NETWORK = {"name": "dit", "width": 32, "depth": 1, "heads": 2}
+ALL = {  # five networks, of which two are trained
+    "teacher": {"run": "runs/none", "ema": 0.05},
+    "guide": {"run": "runs/guide", "ema": 0.05},
+    "method": {"guidance": {}, "vsd": {}},
+}
 KEEP_NOTHING = {
     "stage3_max_live_parameters": 0,
     "stage3_max_reuse_distance": 0,
@@ -28,23 +33,28 @@ KEEP_NOTHING = {
 }
 
 
-def layout_of(tmp_path, objective="sct", world=2, **keys):
-    config = tiny_config(tmp_path / "run", objective, **{"network": NETWORK, "batch": {"global_size": 8}, **keys})
+def layout_of(tmp_path, name="sct", world=2, **keys):
+    config = tiny_config(tmp_path / "run", name, **{"network": NETWORK, "batch": {"global_size": 8}, **keys})
     return Layout(config, described(config), world, "cpu")
 
 
 @pytest.mark.parametrize(
-    ("objective", "keys"),
+    ("name", "keys"),
     [
         ("sct", {}),
         ("sct", {"compute": {"checkpointing": True}}),
         ("sct", {"compute": {"tangent_engine": "two_pass"}, "precision": "bf16"}),
         ("scd", {"teacher": {"run": "runs/none", "ema": 0.05}}),
         ("ctm", {"teacher": {"run": "runs/none", "ema": 0.05}}),
+        (
+            "ctm",
+            {"teacher": {"run": "runs/none", "ema": 0.05}, "method": {"adversary": {"after": 0.0}}},
+        ),
+        ("scd", ALL),
     ],
 )
-def test_fake_tensors_take_what_real_ones_take(tmp_path, objective, keys, monkeypatch):
-    layout = layout_of(tmp_path, objective, **keys)
+def test_fake_tensors_take_what_real_ones_take(tmp_path, name, keys, monkeypatch):
+    layout = layout_of(tmp_path, name, **keys)
     arguments = (layout.config, layout.about, 4, None)
     faked = count(*arguments)
     real = []
@@ -123,13 +133,28 @@ def test_parameters_are_gathered_as_deepspeed_gathers_them():
 def test_items_add_up_and_shrink_with_ranks(tmp_path):
     zero = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
     two, eight = (memory(layout_of(tmp_path, world=world, deepspeed=zero)) for world in (2, 8))
-    parameters = sum(parameter_sizes(layout_of(tmp_path).config, layout_of(tmp_path).about))
+    parameters = layout_of(tmp_path).parameters
     assert two.held["moments"] == pytest.approx(4 * parameters, rel=0.01)
     assert two.held["moments"] == pytest.approx(4 * eight.held["moments"], rel=0.05)
     assert two.held["reduce bucket"] == 4 * 500_000_000 and two.held["masters"] == 0
     assert two.micro_batch.keys() == {"activations", "tangent workspace", "gather buffers"}
     assert all(size > 0 for size in two.micro_batch.values())
     assert two.peak == sum(two.held.values()) + max(sum(two.micro_batch.values()), two.optimizer)
+
+
+def test_every_network_of_a_run_is_counted(tmp_path):
+    keys = {"precision": "bf16", "deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}}
+    one, all_ = layout_of(tmp_path, "sct", **keys), layout_of(tmp_path, "scd", **keys, **ALL)
+    assert list(all_.numels) == ["student", "teacher", "guide", "fake score"]
+    alone, together = (memory(layout, itemised=False) for layout in (one, all_))
+    assert together.held["teacher"] == together.held["guide"] > 0
+    for item in ("parameters", "masters", "moments", "gradients"):
+        assert together.held[f"fake score's {item}"] > together.held[item] >= alone.held[item] > 0
+    more = together.elsewhere["checkpoint staging (host)"] / alone.elsewhere["checkpoint staging (host)"]
+    assert 1.5 < more < 1.8, "three copies more beside five"
+    gone = memory(layout_of(tmp_path, "scd", **keys, **ALL, offload={"optimizer": "cpu"}), itemised=False)
+    assert gone.elsewhere["fake score's moments (host)"] == together.held["fake score's moments"]
+    assert all_.trained_parameters == sum(all_.numels["student"]) + sum(all_.numels["fake score"])
 
 
 def test_what_is_offloaded_is_elsewhere(tmp_path):
@@ -143,14 +168,13 @@ def test_what_is_offloaded_is_elsewhere(tmp_path):
 def test_the_suggestion_fits_and_more_memory_is_left_alone(tmp_path):
     zero = {"zero_optimization": {"reduce_bucket_size": 1000, "stage3_prefetch_bucket_size": 1000}}
     layout = layout_of(tmp_path, batch={"global_size": 64}, deepspeed=zero)
-    parameters = sum(parameter_sizes(layout.config, layout.about))
     hardware = Hardware.assumed(layout.config, 1)
-    whole = plan(layout, parameters, hardware)
+    whole = plan(layout, hardware)
     room = 0.6 * whole.memory.peak
-    found = fitting(layout, parameters, hardware, room)
+    found = fitting(layout, hardware, room)
     assert found is not None and found.fits(room) and not whole.fits(room)
     assert found.layout.micro < layout.micro and f"batch.micro_limit={found.layout.micro}" in found.changes
-    assert fitting(layout, parameters, hardware, 1000) is None
+    assert fitting(layout, hardware, 1000) is None
     assert whole.speed.source == UNMEASURED
     assert whole.speed.images_per_second == pytest.approx(64 / whole.speed.seconds)
 
@@ -161,7 +185,7 @@ def test_a_bench_file_replaces_the_model(tmp_path):
     rates = {"device": "a machine", "precision": "fp32", "flops_per_second": 1e9, "bytes_per_second": 1e12}
     file.write_text(json.dumps(rates))
     hardware = Hardware.read(file, layout.config)
-    found = plan(layout, 1, hardware)
+    found = plan(layout, hardware)
     assert found.speed.seconds == pytest.approx(found.counted.flops / 1e9) and "a machine" in found.speed.source
     for bad in ("{}", "[", json.dumps(rates | {"precision": "bf16"}), json.dumps(rates | {"flops_per_second": 0})):
         file.write_text(bad)
@@ -171,11 +195,11 @@ def test_a_bench_file_replaces_the_model(tmp_path):
 
 def test_communication_counts_gathers_and_the_reduction(tmp_path):
     layout = layout_of(tmp_path)
-    parameters = sum(parameter_sizes(layout.config, layout.about))
-    found = plan(layout, parameters, Hardware(1e9, 1e9, ""))
+    parameters = layout.parameters
+    found = plan(layout, Hardware(1e9, 1e9, ""))
     assert found.speed.sent == round(0.5 * 4 * (found.counted.gathered + parameters))
     copied = replace(layout, config=layout_of(tmp_path, deepspeed={"zero_optimization": {"stage": 0}}).config)
-    assert plan(copied, parameters, Hardware(1e9, 1e9, "")).speed.sent == 4 * parameters
+    assert plan(copied, Hardware(1e9, 1e9, "")).speed.sent == 4 * parameters
 
 
 def test_the_command(tmp_path, capsys):
