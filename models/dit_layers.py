@@ -11,8 +11,9 @@ from models.dit_options import DiTOptions
 from models.execution import Execution
 from models.layers import ConditionEmbedding, Conditioning, pixel_norm, unit_modulation
 
-_PERIOD, _ZERO_PERIOD = 100.0, 10_000.0
+_PERIOD = 100.0  # of the embedding of time: its highest frequency over the lowest
 _ZERO_EMBEDDED = 256  # numbers of DiT's embedding of time, whatever its width
+_ZERO_PERIOD = 10_000.0 ** (127 / 128)  # its 128 frequencies end before 1 / 10,000
 EPS = 1e-6  # of layer normalisation
 
 
@@ -79,7 +80,7 @@ class ZeroBlock(nn.Module):
         super().__init__()
         width, hidden = options.width, int(options.width * options.mlp_ratio)
         self.heads, self.execution = options.heads, execution
-        self.attention_norm, self.mlp_norm = AdaptiveLayerNorm(width), AdaptiveLayerNorm(width, options.mlp_eps)
+        self.attention_norm, self.mlp_norm = AdaptiveLayerNorm(width), AdaptiveLayerNorm(width, options.mlp_eps or EPS)
         self.attention_gate, self.mlp_gate = Gate(width), Gate(width)
         self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)

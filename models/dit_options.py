@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Family = Literal["dit", "dit-zero"]
+
 
 @dataclass(frozen=True)
 class DiTOptions:
@@ -13,7 +15,7 @@ class DiTOptions:
     `dit-zero` is the published form, adaLN-Zero, whose weights can be imported.
     """
 
-    name: Literal["dit", "dit-zero"] = "dit"
+    name: Family = "dit"
     width: int = 384
     depth: int = 12
     heads: int = 6
@@ -21,8 +23,8 @@ class DiTOptions:
     mlp_ratio: float = 4.0
     dropout: float = 0.0
     time_scale: float = 1.0  # highest frequency of the embedding of time, rad per unit (iCT's "embedding scale")
-    time_period: float | None = None  # highest frequency over the lowest: 100 unless given, 10,000 in dit-zero
-    mlp_eps: float = 1e-6  # dit-zero: of the normalisation before the MLP, which diffusers has as 1e-5
+    time_period: float | None = None  # highest frequency over the lowest; None: the form's own
+    mlp_eps: float | None = None  # dit-zero: of the normalisation before the MLP, 1e-6; diffusers has 1e-5
 
     def __post_init__(self) -> None:
         for key in ("width", "depth", "heads", "patch_size", "mlp_ratio"):
@@ -34,6 +36,8 @@ class DiTOptions:
                 raise ValueError(f"network.{key} must be positive")
         if not 0 <= self.dropout < 1:
             raise ValueError("network.dropout must be in [0, 1)")
+        if self.mlp_eps is not None and not self.is_zero:
+            raise ValueError("network.mlp_eps is for dit-zero; remove it")
 
     @property
     def is_zero(self) -> bool:
@@ -42,18 +46,20 @@ class DiTOptions:
 
 
 SHAPES = {  # DiT table 1: width, depth, heads
-    "dit-s": (384, 12, 6),
-    "dit-b": (768, 12, 12),
-    "dit-l": (1024, 24, 16),
-    "dit-xl": (1152, 28, 16),
+    "s": (384, 12, 6),
+    "b": (768, 12, 12),
+    "l": (1024, 24, 16),
+    "xl": (1152, 28, 16),
 }
+_OfSCM = Literal["dit-s", "dit-b", "dit-l", "dit-xl"]
+_AsPublished = Literal["dit-zero-s", "dit-zero-b", "dit-zero-l", "dit-zero-xl"]
 
 
 @dataclass(frozen=True)
 class DiTSize:
-    """A published width, depth and number of heads, on patches of 2x2; the blocks are those of `dit`."""
+    """A published width, depth and number of heads, on patches of 2x2; the blocks are those of the family."""
 
-    name: Literal["dit-s", "dit-b", "dit-l", "dit-xl"]
+    name: _OfSCM | _AsPublished
     dropout: float = 0.0
     time_scale: float = 1.0  # highest frequency of the embedding of time, rad per unit
 
@@ -63,5 +69,7 @@ class DiTSize:
     @property
     def free(self) -> DiTOptions:
         """The same network by width and depth."""
-        width, depth, heads = SHAPES[self.name]
-        return DiTOptions("dit", width, depth, heads, dropout=self.dropout, time_scale=self.time_scale)
+        family, _, size = self.name.rpartition("-")
+        width, depth, heads = SHAPES[size]
+        name: Family = "dit" if family == "dit" else "dit-zero"
+        return DiTOptions(name, width, depth, heads, dropout=self.dropout, time_scale=self.time_scale)

@@ -39,7 +39,11 @@ class Size:
 
 
 def _published() -> dict[str, Published]:
-    dits = [Published(DiTSize(name), 4, 32, 1000, latent=True) for name in SHAPES]  # pyright: ignore[reportArgumentType]
+    dits = [
+        Published(DiTSize(f"{family}-{size}"), 4, 32, 1000, latent=True)  # pyright: ignore[reportArgumentType]
+        for family in ("dit", "dit-zero")
+        for size in SHAPES
+    ]
     edm2s = [
         Published(EDM2Size(f"{family}-{size}"), 4, 64, 1000, latent=True)  # pyright: ignore[reportArgumentType]
         for family in ("edm2", "edm2-scm")

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from models.dit_options import SHAPES, DiTSize
 from models.edm2_options import EDM2Options, EDM2Size
 from models.edm2_published import from_edm2
 from models.registry import NetworkOptions, free_form
@@ -63,7 +64,8 @@ def layout_of(tensors: Tensors, network: NetworkOptions | None = None, head_chan
 def sized(options: NetworkOptions) -> NetworkOptions:
     """The published size that is the same network, if there is one."""
     names = [f"edm2-{size}" for size in ("xs", "s", "m", "l", "xl", "xxl")]
-    sizes = [*map(EDM2Size, names), ADMSize("adm-imagenet64"), ADMSize("adm-lsun256")]  # type: ignore[arg-type]
+    dits = [DiTSize(f"dit-zero-{size}") for size in SHAPES]  # type: ignore[arg-type]
+    sizes = [*map(EDM2Size, names), ADMSize("adm-imagenet64"), ADMSize("adm-lsun256"), *dits]  # type: ignore[arg-type]
     return next((size for size in sizes if free_form(size) == options), options)
 
 

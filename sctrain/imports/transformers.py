@@ -18,14 +18,14 @@ from models.dit_options import SHAPES, DiTOptions
 from models.dit_published import from_diffusers_dit, from_dit
 from models.registry import NetworkOptions
 from sctrain.errors import UserError
-from sctrain.imports.layouts import Layout, Tensors, with_sentences
+from sctrain.imports.layouts import Layout, Tensors, sized, with_sentences
 from sctrain.imports.weights import Published
 
 META = "CC BY-NC 4.0 (Meta's DiT; non-commercial)"
 SPACE = {"sigma_data": 1.0, "noise_input": "ddpm", "network_output": "noise"}
 LATENTS: ConventionName = "sd"
 SCALING = 0.18215  # of diffusers' descriptions of auto-encoders
-_PERIOD, _PAIRS = 10_000.0, 128
+_PERIOD = 10_000.0  # of the embedding of time; the authors' is a little shorter
 _FORM = {
     "norm_type": "ada_norm_zero",
     "activation_fn": "gelu-approximate",
@@ -73,8 +73,7 @@ def _authors_layout(tensors: Tensors, network: NetworkOptions | None) -> Layout:
             "'{name: dit-zero, heads: ...}'"
         )
     return Layout(
-        # They divide exponents by the number of pairs, diffusers and this project by one less.
-        _options(width, depth, heads, patch, _PERIOD ** ((_PAIRS - 1) / _PAIRS), 1e-6),
+        sized(DiTOptions("dit-zero", width, depth, heads, patch)),
         channels,
         math.isqrt(places.shape[1]) * patch,
         classes.shape[0] - 1,
@@ -93,17 +92,13 @@ def folder_layout(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> 
     heads = int(config["num_attention_heads"])
     shape = (heads * int(config["attention_head_dim"]), int(config["num_layers"]), heads, int(config["patch_size"]))
     return Layout(
-        _options(*shape, _PERIOD, float(config["norm_eps"])),
+        DiTOptions("dit-zero", *shape, time_period=_PERIOD, mlp_eps=float(config["norm_eps"])),
         int(config["in_channels"]),
         int(config["sample_size"]),
         int(config["num_embeds_ada_norm"]),
         with_sentences(from_diffusers_dit, sided=False),
         re.compile(rf"pos_embed\.pos_embed|{_EMBEDDING.pattern}"),
     )
-
-
-def _options(width: int, depth: int, heads: int, patch: int, period: float, eps: float) -> DiTOptions:
-    return DiTOptions("dit-zero", width, depth, heads, patch, time_period=period, mlp_eps=eps)
 
 
 def _refuse_several_embeddings(folder: Path, tensors: Tensors) -> None:

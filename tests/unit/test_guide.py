@@ -5,8 +5,9 @@ import torch
 from digits import publish_random, tiny_config
 
 from sctrain import cli
+from sctrain.config.schema import GuideFrom, WeightsFrom
 from sctrain.errors import UserError
-from sctrain.evaluation.generation import Generator
+from sctrain.evaluation.generation import Generator, teacher_solutions
 from sctrain.evaluation.guide import Guide
 from sctrain.evaluation.method import Method
 from sctrain.evaluation.source import Source
@@ -65,6 +66,20 @@ def test_a_guide_that_is_told_another_noise(runs):
     """Scale 0 is the guide alone, whatever it is told of the noise."""
     alone = Generator.from_source(Source.of(runs / "labelled"), CPU, 1.0).draw(EULER, 0, 10)
     torch.testing.assert_close(drawn(runs, "labelled", 0.0).x, alone.x)
+
+
+def test_the_teacher_of_a_guided_student_is_guided_alike(runs, tmp_path):
+    """What a student is compared with; kept apart from the same teacher's that guides itself."""
+    teacher, guide = WeightsFrom(run=runs / "teacher", ema=0.05), GuideFrom(run=runs / "guide", ema=0.05)
+    at = (teacher, 0, 10, tmp_path, CPU)
+    heun = Method("heun", 2)
+    source = Source.of(runs / "teacher")
+    lesser = Guide.of(source, Source.of(runs / "guide"), "none", CPU)
+    expected = Generator.from_source(source, CPU, 2.0, lesser).draw(heun, 0, 10).x
+    for _ in range(2):  # the second time they are read
+        torch.testing.assert_close(teacher_solutions(*at, 2.0, guide=guide), expected)
+    assert not torch.allclose(teacher_solutions(*at, 2.0), expected)
+    torch.testing.assert_close(teacher_solutions(*at, 1.0, guide=guide), teacher_solutions(*at, 1.0))
 
 
 def test_images_without_a_class(runs, tmp_path, capsys):

@@ -188,3 +188,5 @@ def test_it_starts_silent_and_takes_a_scale_of_guidance():
     network = build_network(DiTOptions("dit-zero", WIDTH, DEPTH, HEADS), 4, SIDE, SIDE, Conditioning(2, guided=True))
     u, t = torch.randn(B, 4, SIDE, SIDE), torch.rand(B)
     assert not network(u, t, LABELS, torch.ones(B))[0].any()
+    with pytest.raises(ValueError, match=r"network\.mlp_eps is for dit-zero"):
+        DiTOptions(mlp_eps=1e-5)

@@ -13,7 +13,7 @@ from models.registry import NetworkOptions
 from sctrain import cli
 from sctrain.commands import models
 
-FREE = {"dit", "adm", "edm2", "edm2-scm"}  # families whose free form is no published network
+FREE = {"dit", "dit-zero", "adm", "edm2", "edm2-scm"}  # families whose free form is no published network
 # (millions of parameters, billions of multiply-adds). Of the U-Nets before EDM2: EDM's and OpenAI's code counted, and
 # EDM2's figure 1 for ADM's multiply-adds. DiT's multiply-adds hold for our blocks, its parameters do not.
 PAPERS = {
@@ -22,7 +22,8 @@ PAPERS = {
     "adm-imagenet64": (295.9, 110),
     "adm-lsun256": (526.3, None),
     **{
-        f"dit-{name}": (None, gflop)
+        f"{family}-{name}": (None, gflop)
+        for family in ("dit", "dit-zero")
         for name, gflop in zip("s b l xl".split(), (6.06, 23.01, 80.71, 118.64), strict=True)
     },
     "edm2-xs": (124.7, 45.5),
@@ -76,6 +77,16 @@ def test_our_dits_are_smaller_by_what_their_normalisation_saves(rows, name):
     free = PUBLISHED[name].options.free
     saved = 2 * free.depth * free.width * (free.width + 1)  # two of six modulating vectors per block
     assert published - ours == pytest.approx(saved / 1e6, abs=1.5)
+
+
+@pytest.mark.parametrize("size", ["s", "b", "l", "xl"])
+def test_a_dit_as_published_has_its_parameters(rows, size):
+    """With the half of the head that says variances and the fixed places of tokens, without the weight of losses."""
+    free = PUBLISHED[f"dit-zero-{size}"].options.free
+    head, places = 16 * (free.width + 1), 256 * free.width
+    theirs = rows[f"dit-zero-{size}"]["parameters"] + head + places - (free.width + 1)
+    assert f"{theirs / 1e6:.1f}" == f"{DIT[f'dit-{size}'][0]}"
+    assert size != "xl" or theirs == 675_129_632  # which its code prints
 
 
 def test_the_table_names_shapes(rows, monkeypatch):

@@ -4,9 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from digits import publish_random, tiny_config
 
-from sctrain.building import open_split, refuse_unfit_sources, teacher_network, trained_network
+from sctrain.building import (
+    guide_network,
+    open_split,
+    pinned,
+    refuse_unfit_sources,
+    score_network,
+    snapshot_weights,
+    teacher_network,
+    trained_network,
+)
 from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.errors import UserError
 
@@ -53,7 +63,7 @@ def test_a_teacher_that_is_a_student(tmp_path: Path, name: str):
 def test_a_teacher_that_differs_from_its_student(teacher: Path, tmp_path: Path, name: str):
     objective, of_it = {"name": name}, {"teacher": of(teacher)}
     refuse_unfit_sources(described(tmp_path / "run", objective, **of_it))
-    assert "set 'sigma_data' to the teacher's" in refusal(tmp_path / "run", objective, sigma_data=1.0, **of_it)
+    assert "set 'sigma_data' to that run's" in refusal(tmp_path / "run", objective, sigma_data=1.0, **of_it)
     assert "is told t: set 'noise_input'" in refusal(tmp_path / "run", objective, noise_input="log_sigma", **of_it)
     data = described(tmp_path / "run", objective, **of_it).data.model_dump()
     for key, theirs, ours in (("mean", 0.3053, 0.5), ("std", 0.376, 0.25)):
@@ -87,6 +97,51 @@ def test_guidance_of_a_teacher_without_label_dropout(
     teacher: Path, tmp_path: Path, objective: dict[str, Any], mend: str
 ):
     assert mend in refusal(tmp_path / "run", objective, teacher=of(teacher))
+    guide = published(tmp_path / "guide", {"name": "trigflow"})
+    refuse_unfit_sources(described(tmp_path / "run", objective, teacher=of(teacher), guide=of(guide)))
+
+
+GUIDED = {"name": "scd", "guidance": {}}
+
+
+def test_a_guide_that_fits(teacher: Path, tmp_path: Path):
+    """Of another shape, and told another noise: what it says is made the same."""
+    network = {"width": 8, "depth": 1, "heads": 2}
+    guide = published(tmp_path / "guide", {"name": "edm"}, network=network, noise_input="log_sigma")
+    told = of(guide) | {"labels": "same"}
+    config = described(tmp_path / "run", GUIDED, teacher=of(teacher), guide=told)
+    refuse_unfit_sources(config)
+    made, values = guide_network(config, open_split(config).description)
+    assert made.shapes == {name: tuple(x.shape) for name, x in made.whole(values).named_parameters()}
+    assert made.shapes["head.weight"][1] == 8
+
+
+def test_a_guide_that_does_not_fit(teacher: Path, tmp_path: Path):
+    asked = {"teacher": of(teacher)}
+    student = published(tmp_path / "student", {"name": "sct"})
+    assert "a guide is a diffusion model" in refusal(tmp_path / "run", GUIDED, **asked, guide=of(student))
+    assert "set 'guide.labels' to same" in refusal(tmp_path / "run", GUIDED, **asked, guide=of(teacher))
+    wide = published(tmp_path / "wide", {"name": "trigflow"}, sigma_data=1.0)
+    assert "with sigma_data 1.0" in refusal(tmp_path / "run", GUIDED, **asked, guide=of(wide))
+
+
+def test_a_guides_snapshot_and_licence_are_the_runs(teacher: Path, tmp_path: Path):
+    guide = published(tmp_path / "guide", {"name": "trigflow"}, licence="of the guide")
+    newest = {"run": str(guide), "ema": 0.05}
+    config = pinned(described(tmp_path / "run", GUIDED, teacher=of(teacher), guide=newest))
+    assert config.guide is not None and config.guide.images == 16 and config.licence == "of the guide"
+
+
+def test_a_fake_score_starts_as_the_teacher(teacher: Path, tmp_path: Path):
+    config = described(tmp_path / "run", GUIDED | {"vsd": {}}, teacher=of(teacher))
+    network, values = score_network(config, open_split(config).description)
+    theirs, made = snapshot_weights(WeightsFrom(**of(teacher))), dict(network.whole(values).named_parameters())
+    kept = [name for name in theirs.shapes if not name.startswith("weighting.")]
+    assert len(kept) > 20
+    for name in kept:
+        mine = made[f"network.{name}"].detach().flatten()
+        assert torch.equal(mine, theirs.read(name, 0, mine.numel()))
+    assert "balance.out.weight" in made and not made["network.condition.guidance.weight"].any()
 
 
 def test_lcf_starts_from_an_lcm(teacher: Path, tmp_path: Path):
