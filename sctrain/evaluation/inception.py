@@ -47,7 +47,7 @@ def load_inception(path: Path, device: torch.device) -> Inception:
     weights = read_tensors(path)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "inception.pth"
-        torch.save(weights, copy)
+        torch.save(dict(weights), copy)
         try:
             model = FeatureExtractorInceptionV3("inception", [str(FEATURES)], feature_extractor_weights_path=str(copy))
         except RuntimeError as error:

@@ -1,13 +1,15 @@
 """The files that published weights come in: pickles of networks, torch's files of both formats, safetensors."""
 
+from __future__ import annotations
+
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sctrain.errors import UserError
@@ -110,15 +112,37 @@ def _named(items: Any) -> Iterator[tuple[str, Any]]:
     yield from items.items()
 
 
-def tensors_of(path: Path, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+class StoredTensors(Mapping[str, Tensor]):
+    """Tensors by name that are read whenever they are asked for: of a large file never more than one is in memory."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], Tensor]]):
+        self._readers = readers
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._readers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def without_prefix(self, prefix: str) -> StoredTensors:
+        """The same by names without `prefix`."""
+        return StoredTensors({name.removeprefix(prefix): reader for name, reader in self._readers.items()})
+
+
+def tensors_of(path: Path, stored: Mapping[str, StoredTensor]) -> StoredTensors:
     """The numbers of the tensors; UserError as for the file."""
     try:
-        return {name: tensor.tensor() for name, tensor in stored.items()}
+        for tensor in stored.values():
+            tensor.check()
     except NotInertError as error:
         raise refused(path, error) from error
+    return StoredTensors({name: tensor.tensor for name, tensor in stored.items()})
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> StoredTensors:
     """A file of torch's that is a dictionary of tensors; UserError as for `read_file`."""
     found = read_file(path)
     if not isinstance(found, dict) or not all(isinstance(value, StoredTensor) for value in found.values()):
@@ -126,9 +150,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors_of(path, found)
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> StoredTensors:
     """Tensors by name."""
     try:
-        return load_file(path)
+        file = safe_open(path, "pt")
+        return StoredTensors({name: partial(file.get_tensor, name) for name in file.keys()})
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no safetensors file that can be read ({error})") from error

@@ -89,7 +89,7 @@ def _edm(tensors: Tensors, head_channels: int) -> Layout:
     shape = _shape(tensors, "", "conv0", "qkv")
     side = shape.pop("side")
     label = tensors.get("map_label.weight")
-    filters = {tensor.shape[-1] for name, tensor in tensors.items() if name.endswith("resample_filter")}
+    filters = {tensors[name].shape[-1] for name in tensors if name.endswith("resample_filter")}
     if "out_norm.weight" in tensors:
         options: NetworkOptions = sized(ADMOptions(head_channels=head_channels, **shape))
     else:
@@ -148,10 +148,11 @@ def _shape(tensors: Tensors, prefix: str, first: str, attention: str) -> dict[st
     blocks: dict[int, int] = {}
     attends: set[int] = set()
     side = channels = 0
-    for name, tensor in tensors.items():
+    for name in tensors:
         found = _PLACE.fullmatch(name.removeprefix(prefix))
         if found is None:
             continue
+        tensor = tensors[name]
         resolution = int(found[1])
         if found[2] == "conv":
             side, channels = resolution, tensor.shape[0]

@@ -22,7 +22,7 @@ from models.registry import NetworkOptions
 from models.unet_diffusers import from_diffusers
 from models.unet_options import ADMOptions
 from sctrain.errors import UserError
-from sctrain.imports.files import read_safetensors, read_tensors
+from sctrain.imports.files import StoredTensors, read_safetensors, read_tensors
 from sctrain.imports.layouts import OPENAI_TIME, Layout, sized, with_sentences
 from sctrain.imports.transformers import folder_latents, folder_layout, told
 from sctrain.imports.weights import Published
@@ -141,7 +141,7 @@ def _process(folder: Path, objective: str | None) -> tuple[dict[str, Any], str, 
     return {"sigma_data": 1.0, "noise_input": "ddpm", "network_output": output}, objective or "edm", None
 
 
-def _tensors(folder: Path) -> dict[str, Any]:
+def _tensors(folder: Path) -> StoredTensors:
     path = folder / f"{WEIGHTS}.safetensors"
     if path.is_file():
         return read_safetensors(path)

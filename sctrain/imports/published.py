@@ -13,7 +13,15 @@ from torch import Tensor
 from data_pipeline.latents import CONVENTIONS, ConventionName
 from models.registry import NetworkOptions
 from sctrain.errors import UserError
-from sctrain.imports.files import module_tensors, modules, read_file, read_safetensors, refused, tensors_of
+from sctrain.imports.files import (
+    StoredTensors,
+    module_tensors,
+    modules,
+    read_file,
+    read_safetensors,
+    refused,
+    tensors_of,
+)
 from sctrain.imports.inert import NotInertError, Recorded
 from sctrain.imports.layouts import layout_of
 from sctrain.imports.pipeline_folder import CD_LEVELS, read_folder
@@ -108,15 +116,15 @@ def _of_module(source: Path, net: Recorded, beside: Mapping[str, Any], objective
         raise UserError(
             f"{source} is a {net.name}, whose preconditioning has no exact form here; EDMPrecond, VPPrecond"
         )
-    return make(source, net, {name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+    return make(source, net, tensors.without_prefix("model."))
 
 
-def _reproduced(source: Path, net: Recorded, tensors: Mapping[str, Tensor], objective: str | None) -> Published:
+def _reproduced(source: Path, net: Recorded, tensors: StoredTensors, objective: str | None) -> Published:
     """Of edm2_sCM, the reproduction of sCM: f = cos t x - sin t sigma_d F(x / sigma_d, t), which is ours."""
     if objective is None:
         raise UserError(f"{source} does not say how it was trained: name it by --objective trigflow, sct or scd")
     if net.name == "TrigFlowDDPMPPPrecond":
-        tensors = {name.removeprefix("unet."): tensor for name, tensor in tensors.items()}
+        tensors = tensors.without_prefix("unet.")
     layout = layout_of(tensors, head_channels=_head_channels(net))
     told = {"name": objective}
     if objective == "trigflow":

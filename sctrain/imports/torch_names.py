@@ -43,20 +43,29 @@ class StoredTensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
-    def tensor(self) -> Tensor:
-        """Its numbers, in memory of their own and in their own type. NotInertError if they leave their storage."""
+    def check(self) -> None:
+        """NotInertError if its numbers leave their storage."""
         storage, data = self.storage, self.storage.data
         if data is None or len(data) != storage.count * storage.dtype.itemsize:
             raise NotInertError("a tensor has no storage of its size")
-        last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.strides, strict=True))
-        if prod(self.shape) > storage.count or (prod(self.shape) and last >= storage.count):
+        if prod(self.shape) > storage.count or (prod(self.shape) and self._last >= storage.count):
             raise NotInertError("a tensor claims more numbers than its storage has")
+
+    def tensor(self) -> Tensor:
+        """Its numbers, in memory of their own and in their own type. NotInertError as `check`."""
+        self.check()
+        dtype, data, width = self.storage.dtype, self.storage.data, self.storage.dtype.itemsize
         if not prod(self.shape):
-            return torch.empty(self.shape, dtype=storage.dtype)
-        width = storage.dtype.itemsize
-        own = torch.empty((last + 1 - self.offset) * width, dtype=torch.uint8)
-        own.numpy()[:] = np.frombuffer(data[self.offset * width : (last + 1) * width], np.uint8)
-        return own.view(storage.dtype).as_strided(self.shape, self.strides).contiguous()
+            return torch.empty(self.shape, dtype=dtype)
+        assert data is not None, "checked"
+        own = torch.empty((self._last + 1 - self.offset) * width, dtype=torch.uint8)
+        own.numpy()[:] = np.frombuffer(data[self.offset * width : (self._last + 1) * width], np.uint8)
+        return own.view(dtype).as_strided(self.shape, self.strides).contiguous()
+
+    @property
+    def _last(self) -> int:
+        """The place of its last number in the storage."""
+        return self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.strides, strict=True))
 
 
 def network_names(nested: bool = True) -> Callable[[str, str], Name | None]:

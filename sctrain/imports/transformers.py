@@ -103,10 +103,11 @@ def folder_layout(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> 
 
 def _refuse_several_embeddings(folder: Path, tensors: Tensors) -> None:
     """diffusers gives every block an embedding of the condition; the published ones are copies of one."""
-    for name, tensor in tensors.items():
+    firsts = {name: tensors[name] for name in tensors if name.startswith("transformer_blocks.0.norm1.emb.")}
+    for name in tensors:
         found = _EMBEDDING.fullmatch(name)
-        first = found and tensors.get(f"transformer_blocks.0.norm1.emb.{found[1]}")
-        if first is not None and not torch.equal(first, tensor):
+        first = found and firsts.get(f"transformer_blocks.0.norm1.emb.{found[1]}")
+        if first is not None and not torch.equal(first, tensors[name]):
             raise UserError(f"{folder} has another {name} than its first block has; a DiT has one embedding for all")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,23 +53,30 @@ class Published:
             if ours is None or theirs is None or ours.shape != theirs.shape:
                 shapes = " and ".join("absent" if w is None else str(tuple(w.shape)) for w in (ours, theirs))
                 raise UserError(f"{self.source}: {name} is {shapes} in '{self.layout.options.name}' and in the file")
-        return {name: tensor.float().contiguous() for name, tensor in found.items()}
+        for name in found:  # one at a time: of a large network not two copies
+            found[name] = found[name].float().contiguous()
+        return found
 
 
-class _Asked(dict[str, Tensor]):
+class _Asked(Mapping[str, Tensor]):
     """Remembers which of its tensors were asked for."""
 
     def __init__(self, tensors: Mapping[str, Tensor]):
-        super().__init__(tensors)
+        self._tensors = tensors
         self.names: set[str] = set()
 
     def __getitem__(self, name: str) -> Tensor:
         self.names.add(name)
-        return super().__getitem__(name)
+        return self._tensors[name]
 
-    def get(self, name: str, default: Any = None) -> Any:
-        self.names.add(name)
-        return super().get(name, default)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors.keys()
 
 
 def _turned(weights: dict[str, Tensor]) -> dict[str, Tensor]:

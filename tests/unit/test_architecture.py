@@ -49,6 +49,7 @@ FLOORS = {
     "sctrain.snapshots": 2,
     "sctrain.zero": 2,
     "sctrain.self_check": 2,
+    "sctrain.beside": 3,
     "sctrain.parts": 3,
     "sctrain.run_state": 3,
     "sctrain.trainer": 3,

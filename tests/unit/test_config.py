@@ -271,7 +271,6 @@ def test_a_missing_file_is_named(tmp_path: Path):
         (["objective.guidance={high: 2}"], "the objective 'sct' has no teacher to guide"),
         (["objective.vsd={}"], "'objective.vsd' compares the student with a teacher"),
         (["guide={run: runs/g, ema: 0.1}"], "'guide' guides a teacher"),
-        (["network.mlp_eps=1e-5"], "network.mlp_eps is for dit-zero"),
         (["budget_images=0"], "'budget_images' is 0"),
         (["cadence.status=0"], "'cadence.status' is 0"),
         (["cadence.snapshot=0"], "'cadence.snapshot' is 0"),

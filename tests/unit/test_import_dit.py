@@ -19,6 +19,7 @@ from data_pipeline.generated import write_latents
 from models.dit_options import DiTOptions
 from models.layers import Conditioning
 from models.registry import build_network
+from sctrain.bench.memory import Watch
 from sctrain.cli import main
 from sctrain.errors import UserError
 from sctrain.imports.published import read_published
@@ -145,6 +146,13 @@ def test_the_authors_file(tmp_path: Path, latents: Path):
     assert main(["import", str(path), "--to", str(tmp_path / "run"), "--data", str(latents), "--network", told]) == 0
     expected = (cos * x - sin * out) / cos
     torch.testing.assert_close(denoised(tmp_path / "run", x, sigma), expected, rtol=1e-5, atol=1e-5)
+    torch.save({name: tensor.half() for name, tensor in weights.items()}, path)
+    published = read_published(path, network=DiTOptions("dit-zero", heads=HEADS))
+    network = build_network(published.layout.options, 4, SIDE, SIDE, Conditioning(CLASSES))
+    with Watch() as watch:
+        made = published.weights(network, SIDE)
+    sizes = [tensor.nbytes for tensor in made.values()]
+    assert sum(sizes) <= watch.peak <= 1.2 * (sum(sizes) + max(sizes)), "never two copies"
     save_file({name: weights[name].float() for name in list(weights)[:5]}, tmp_path / "short.safetensors")
     with pytest.raises(UserError, match="cut short"):
         read_published(tmp_path / "short.safetensors")
