@@ -1,7 +1,7 @@
 """From a run description to its parts: data, model space, networks with their initial weights."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,42 +23,19 @@ from models.tangent.recorded import recorded
 from sctrain.blueprint import Blueprint, InitialValues, Values
 from sctrain.config.loading import difference
 from sctrain.config.objectives import Diffusion
-from sctrain.config.schema import GuideFrom, RunConfig, WeightsFrom
+from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.errors import UserError
 from sctrain.latents import LatentSpace
 from sctrain.parameterization import Parameterization
 from sctrain.processes import ModelSpace
 from sctrain.runs import RunFolder, is_finished
-from sctrain.snapshots import StoredWeights, newest_images, open_weights, snapshot_config
+from sctrain.snapshots import StoredWeights, open_weights
+from sctrain.sources import described, pinned, start_weights
 
 # The weighting head belongs to one objective; another run starts with a fresh one (sCM section 4.2).
 _BELONGS_TO_THE_RUN = ("weighting.",)
 # What a network is told beside time and class: fresh where the one it starts from was not told it.
 _MAY_BE_NEW = ("condition.guidance.", "condition.end.", "condition.augmentation.")
-
-
-SOURCES = ("teacher", "guide", "start_from")  # the runs that a run takes weights from
-
-
-def pinned(config: RunConfig) -> RunConfig:
-    """The run with the snapshots that it takes weights from named: those of its first start, else the newest now."""
-    folder = RunFolder(config.run_dir)
-    saved = folder.saved_config() if folder.config.is_file() else {}
-    pins = {}
-    for key in SOURCES:
-        source: WeightsFrom | None = getattr(config, key)
-        if source is not None and source.images is None:
-            images = (saved.get(key) or {}).get("images") or newest_images(source.run)
-            pins[key] = source.model_copy(update={"images": images})
-    carried = config.model_copy(update=pins)
-    return carried.model_copy(update={"licence": _licences(carried)})
-
-
-def _licences(config: RunConfig) -> str:
-    """Its own and those of the weights that it starts from or learns from: they hold for what is made of them."""
-    sources = [getattr(config, key) for key in SOURCES]
-    found = [config.licence, *(_described(source).licence for source in sources if source is not None)]
-    return "; ".join(dict.fromkeys(part for text in found for part in text.split("; ") if part))
 
 
 def is_trained(config: RunConfig) -> bool:
@@ -156,113 +133,11 @@ def tangent_of(config: RunConfig) -> Callable[..., Any]:
     return tangent_engine(config.compute.tangent_engine, wide)
 
 
-def refuse_unfit_sources(config: RunConfig) -> None:
-    """UserError if the runs that weights come from are not what the method needs. Reads descriptions, no weights."""
-    if config.teacher is not None:
-        _refuse_as_teacher(config, config.teacher)
-    if config.guide is not None:
-        _refuse_as_guide(config, config.guide)
-    start = start_weights(config)
-    if start is None:
-        return
-    _refuse_another_input(config, start)
-    _refuse_other_latents(config, start, _described(start))
-    _refuse_another_network(config, start)
-    started = _described(start).objective.name
-    if config.objective.name == "lcf" and started not in ("lcm", "lcf"):
-        raise UserError(f"{start.run} was trained by '{started}'; 'lcf' fine-tunes an LCM: let 'start_from.run' be one")
-
-
-def _described(source: WeightsFrom) -> RunConfig:
-    assert source.images is not None, "pinned() names the snapshot"
-    return snapshot_config(source.run, source.images)
-
-
-def _refuse_as_guide(config: RunConfig, source: GuideFrom) -> None:
-    described = _described(source)
-    if described.objective.samples_as != "diffusion":
-        raise UserError(f"{source.run} was trained by '{described.objective.name}'; a guide is a diffusion model")
-    if source.labels == "none" and not answers_without_label(described):
-        raise UserError(
-            f"{source.run} was trained without label dropout, so it knows no images without a label: set "
-            "'guide.labels' to same"
-        )
-    _refuse_other_data(config, source, described)
-
-
-def answers_without_label(config: RunConfig) -> bool:
-    """Whether the network was trained without labels: now and then, or throughout."""
-    return config.objective.label_dropout > 0 or not getattr(config.network, "told_classes", True)
-
-
-def _refuse_as_teacher(config: RunConfig, source: WeightsFrom) -> None:
-    taught = _described(source)
-    if taught.objective.samples_as != "diffusion":
-        raise UserError(f"{source.run} was trained by '{taught.objective.name}'; a teacher is a diffusion model")
-    guides_itself = config.objective.guided_scales is not None and config.guide is None
-    if guides_itself and taught.objective.label_dropout == 0.0:
-        mend = "train it with objective.label_dropout=0.1"
-        if type(config.objective).model_fields["guidance"].default is None:
-            mend = f"remove 'objective.guidance', or {mend}"
-        mend += ", or name a 'guide'"
-        raise UserError(f"{source.run} was trained without label dropout, so it cannot be guided; {mend}")
-    _refuse_other_data(config, source, taught)
-    _refuse_another_network(config, source)
-
-
-def _refuse_other_data(config: RunConfig, source: WeightsFrom, taught: RunConfig) -> None:
-    """UserError if the same x is another image to a frozen network."""
-    if taught.sigma_data != config.sigma_data:
-        raise UserError(
-            f"{source.run} was trained with sigma_data {taught.sigma_data}, this run has {config.sigma_data}; "
-            "set 'sigma_data' to that run's"
-        )
-    _refuse_other_latents(config, source, taught)
-    for key in ("mean", "std"):
-        theirs, ours = (list(getattr(run.data, key)) for run in (taught, config))
-        if (len(theirs) == len(ours) and theirs != ours) or {*theirs} != {*ours}:  # one value stands for all channels
-            raise UserError(
-                f"{source.run} was trained with data.{key} {theirs}, this run has {ours}: the same image is another x; "
-                f"set 'data.{key}' to that run's"
-            )
-
-
-def _refuse_other_latents(config: RunConfig, source: WeightsFrom, theirs: RunConfig) -> None:
-    if theirs.data.latents != config.data.latents:
-        raise UserError(
-            f"{source.run} was trained on {theirs.data.latents or 'no'} latents, this run has "
-            f"data.latents {config.data.latents or 'none'}: use data and weights of one convention"
-        )
-
-
-def _refuse_another_network(config: RunConfig, source: WeightsFrom) -> None:
-    """Not all options show in the shapes of weights: heads do not, nor does the embedding of time."""
-    theirs, ours = asdict(_described(source).network), asdict(config.network)
-    for key in ours | theirs:
-        if not key.startswith("dropout") and theirs.get(key) != ours.get(key):
-            raise UserError(
-                f"{source.run} was trained with network.{key} {theirs.get(key)}, this run has {ours.get(key)}; "
-                "use the 'network' of that run"
-            )
-
-
-def _refuse_another_input(config: RunConfig, source: WeightsFrom) -> None:
-    """UserError if the weights come from a network that is told, or says, something else, and is not to relearn it."""
-    described = _described(source)
-    for key, does in (("noise_input", "is told"), ("network_output", "says the")):
-        theirs = getattr(described, key)
-        if theirs != getattr(config, key) and not source.relearns:
-            raise UserError(
-                f"the network of {source.run} {does} {theirs}: set '{key}' to {theirs}, start from another, or let it "
-                "learn the change with 'start_from.relearns' true"
-            )
-
-
 def teacher_network(config: RunConfig, data: DatasetDescription) -> tuple[Blueprint, Values]:
     """The teacher of a distillation."""
     source = config.teacher
     assert source is not None, "asked for by its method"
-    network = blueprint(config.model_copy(update={"objective": _described(source).objective}), data)
+    network = blueprint(config.model_copy(update={"objective": described(source).objective}), data)
     return network, _fitting(network, snapshot_weights(source), source.run)
 
 
@@ -270,8 +145,8 @@ def guide_network(config: RunConfig, data: DatasetDescription) -> tuple[Blueprin
     """What the teacher is guided by: of a shape of its own."""
     source = config.guide
     assert source is not None, "asked for where there is one"
-    described = _described(source)
-    own = {"network": described.network, "objective": described.objective}
+    theirs = described(source)
+    own = {"network": theirs.network, "objective": theirs.objective}
     network = blueprint(config.model_copy(update=own), data)
     return network, _fitting(network, snapshot_weights(source), source.run)
 
@@ -291,7 +166,7 @@ def score_network(config: RunConfig, data: DatasetDescription) -> tuple[Blueprin
 
 def source_parameterization(source: WeightsFrom) -> Parameterization:
     """How the output of another run's network becomes F."""
-    return parameterization(_described(source))
+    return parameterization(described(source))
 
 
 def trained_network(config: RunConfig, data: DatasetDescription, source: WeightsFrom) -> nn.Module:
@@ -360,8 +235,3 @@ def _fitting(network: Blueprint, weights: StoredWeights, origin: Path, but: set[
                 "use the 'network' of that run, and images of as many channels and classes"
             )
     return weights
-
-
-def start_weights(config: RunConfig) -> WeightsFrom | None:
-    """Where the initial weights come from: `start_from`, else the teacher of a distillation, else nowhere."""
-    return config.start_from or (config.teacher if config.objective.distils else None)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sctrain import building
 from sctrain.config.schema import RunConfig
 from sctrain.files import write_json
 from sctrain.objectives.base import Progress
 from sctrain.parts import Parts
 from sctrain.runs import RunFolder
+from sctrain.sources import pinned
 from sctrain.zero.checkpoint import latest
 from sctrain.zero.state import load_state
 from sctrain.zero.world import World
@@ -19,7 +19,7 @@ def check_tangents(config: RunConfig, verdict_file: Path) -> None:
     """Verify the tangents of the newest checkpoint, or of a fresh start, and leave the verdict as JSON."""
     world = World.start(config.runtime)
     try:
-        parts = Parts(building.pinned(config), world)
+        parts = Parts(pinned(config), world)
         path, images = latest(RunFolder(config.run_dir).checkpoints), 0
         if path is not None:
             shards = parts.student.shards

@@ -28,6 +28,7 @@ from sctrain.parameterization import Network
 from sctrain.randomness import Purpose, SampleGenerator
 from sctrain.runs import RunFolder
 from sctrain.self_check import Arguments, Verdict, verify
+from sctrain.sources import refuse_unfit_sources
 from sctrain.zero.construction import lay_out, partitioned
 from sctrain.zero.ema import ShardedPowerEma
 from sctrain.zero.engine import ExactNetwork, FrozenEngine, StudentEngine
@@ -43,7 +44,7 @@ class Parts:
     def __init__(self, config: RunConfig, world: World, dataset: ShardedDataset | None = None):
         """`dataset` takes the place of the configured one; what only measures needs its description alone."""
         self.config, self.world = config, world
-        building.refuse_unfit_sources(config)
+        refuse_unfit_sources(config)
         self.dataset = dataset or building.open_split(config)
         data = self.dataset.description
         self.space = building.model_space(config, data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from sctrain import building, guard
+from sctrain import guard
 from sctrain.config.schema import RunConfig
 from sctrain.monitor import Monitor
 from sctrain.objectives.base import Draws, Progress
@@ -15,6 +15,7 @@ from sctrain.reporting.scalars import ScalarWriter
 from sctrain.run_state import RunState, claim_folder
 from sctrain.schedules import learning_rate
 from sctrain.signals import StopRequest
+from sctrain.sources import pinned
 from sctrain.zero.engine import StepResult
 from sctrain.zero.world import World
 
@@ -24,7 +25,7 @@ EXIT_STOPPED = 75  # by a signal, after a checkpoint: the same command goes on
 def train(config: RunConfig) -> int:
     """Train until the budget is used up or a signal asks to stop; repeating the call goes on. Returns an exit code."""
     world = World.start(config.runtime)
-    config = building.pinned(config)
+    config = pinned(config)
     try:
         with StopRequest() as stop, Trainer(config, world, stop) as trainer:
             return trainer.run()

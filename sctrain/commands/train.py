@@ -7,11 +7,12 @@ import sys
 import torch
 
 from launchers.local import run_ranks
-from sctrain.building import open_split, pinned, refuse_unfit_sources
+from sctrain.building import open_split
 from sctrain.config.deepspeed import derive_batch
 from sctrain.config.loading import dump, load
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
+from sctrain.sources import pinned, refuse_unfit_sources
 
 
 def run(args: argparse.Namespace) -> int:

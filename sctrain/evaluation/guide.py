@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import nn
 
-from sctrain.building import answers_without_label, parameterization
+from sctrain.building import parameterization
 from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.evaluation.source import Source
 from sctrain.parameterization import Network
+from sctrain.sources import answers_without_label
 
 GuideLabels = Literal["none", "same"]
 

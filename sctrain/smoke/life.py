@@ -21,6 +21,7 @@ from sctrain.errors import UserError
 from sctrain.signals import StopRequest
 from sctrain.smoke.data import MOST_CLASSES, described, write_random_images
 from sctrain.smoke.shrinking import shrunk
+from sctrain.sources import SOURCES, pinned
 from sctrain.trainer import EXIT_STOPPED, Trainer
 from sctrain.zero.shards import MASTER
 from sctrain.zero.world import World
@@ -72,7 +73,7 @@ class Smoke:
     def _shrunk(self, config: RunConfig, name: str) -> RunConfig:
         """The shrunk recipe, after the runs that it builds on."""
         sources = {}
-        for key in building.SOURCES:
+        for key in SOURCES:
             if (source := getattr(config, key)) is not None:
                 with step(f"finding the recipe of {key} {source.run}"):
                     other = recipe_of(source.run, name)
@@ -102,7 +103,7 @@ class Smoke:
     def _trained_and_resumed(self, config: RunConfig) -> int:
         """Train to the middle and stop as at a signal, then go on to the end."""
         with step(f"training {config.name}, shrunk, to the middle"):
-            config = building.pinned(config)
+            config = pinned(config)
             with StopRequest() as stop, Trainer(config, self._world, stop) as trainer:
                 start = _with_open_gates(trainer)
                 while trainer.images + config.batch.global_size < config.budget_images // 2:

@@ -38,6 +38,7 @@ FLOORS = {
     "sctrain.tensor_file": 1,
     "sctrain.trials": 2,
     "sctrain.building": 2,
+    "sctrain.sources": 2,
     "sctrain.imports": 2,
     "sctrain.editing": 2,
     "sctrain.exports": 2,

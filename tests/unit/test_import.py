@@ -20,7 +20,7 @@ from models.dit_options import DiTOptions
 from models.layers import Conditioning
 from models.registry import build_network, free_form
 from models.unet_options import ADMOptions
-from sctrain.building import fresh_network, parameterization, pinned, refuse_unfit_sources
+from sctrain.building import fresh_network, parameterization
 from sctrain.cli import main
 from sctrain.config.loading import load
 from sctrain.config.schema import RunConfig, WeightsFrom
@@ -29,6 +29,7 @@ from sctrain.imports.published import read_published
 from sctrain.imports.run_folder import RETIME, described, write_run
 from sctrain.processes import denoise, per_sample, time_of
 from sctrain.snapshots import load_weights, newest_images, snapshot_config
+from sctrain.sources import pinned, refuse_unfit_sources
 
 SIDE, B = 8, 3
 SIGMAS, LABELS = torch.tensor([0.01, 0.6, 40.0]).double(), torch.tensor([0, 1, 1])

@@ -16,6 +16,7 @@ from sctrain.config.schema import RunConfig
 from sctrain.errors import UserError
 from sctrain.evaluation import extractor
 from sctrain.evaluation.images import open_pictures
+from sctrain.sources import pinned, refuse_unfit_sources
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +87,9 @@ def test_teachers_and_starts_of_another_convention_are_refused(place: Path, tmp_
         changes = {key: {"run": str(teacher), "ema": 0.05}, "run_dir": tmp_path / "student"}
         objective = {"name": "scd"} if key == "teacher" else {"name": "sct"}
         same = {**theirs.model_dump(mode="json"), **changes, "objective": objective}
-        building.refuse_unfit_sources(building.pinned(RunConfig.model_validate(same)))
+        refuse_unfit_sources(pinned(RunConfig.model_validate(same)))
         other = {**same, "data": {"url": str(place / "latents"), "latents": "edm2"}}
         with pytest.raises(UserError, match=r"trained on scm latents, this run has data.latents edm2"):
-            building.refuse_unfit_sources(building.pinned(RunConfig.model_validate(other)))
+            refuse_unfit_sources(pinned(RunConfig.model_validate(other)))
         with pytest.raises(UserError, match=r"convention scm, this run has data.latents edm2"):
             building.model_space(RunConfig.model_validate(other), read_description(str(place / "latents")))

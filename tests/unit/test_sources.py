@@ -10,8 +10,6 @@ from digits import publish_random, tiny_config
 from sctrain.building import (
     guide_network,
     open_split,
-    pinned,
-    refuse_unfit_sources,
     score_network,
     snapshot_weights,
     teacher_network,
@@ -19,6 +17,7 @@ from sctrain.building import (
 )
 from sctrain.config.schema import RunConfig, WeightsFrom
 from sctrain.errors import UserError
+from sctrain.sources import pinned, refuse_unfit_sources
 
 
 def published(folder: Path, objective: dict[str, Any], **keys: Any) -> Path:
