@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from data_pipeline.loader import ShardedDataset
+from models.score import Score
 from models.tangent.engines import tangent_engine
 from sctrain import building
 from sctrain.bench.timing import Step, interleaved
 from sctrain.config.loading import load
-from sctrain.config.objectives import TrigFlowObjective
+from sctrain.config.objectives import ContinuousObjective, TrigFlowObjective
 from sctrain.config.schema import RunConfig
 from sctrain.evaluation.images import in_memory
 from sctrain.objectives import build_objective
@@ -23,9 +27,9 @@ from sctrain.trials import Trial
 TEACHER = "teacher"
 METHODS = (
     *("pd", "cd", "ct", "cd_continuous", "ct_continuous", "ict", "ect", "sct", "scd", "scd_multistep"),
-    *("sct_discrete", "scd_discrete", "ctm", "lcm", "lcf"),
+    *("scd_vsd", "sct_discrete", "scd_discrete", "ctm", "lcm", "lcf"),
 )
-STARTS_FROM = {"lcf": "lcm"}  # all others start from the teacher
+STARTS_FROM = {"lcf": "lcm", "scd_vsd": "scd"}  # all others start from the teacher
 
 
 def trials(
@@ -92,6 +96,10 @@ def _step(config: RunConfig, dataset: ShardedDataset, batch: Batch) -> Step:
     teacher.requires_grad_(False).eval()
     target = building.fresh_network(config, about).requires_grad_(False) if config.objective.has_target else None
     networks = Networks(as_F(student), tangent_engine("single_pass"), teacher, target and as_F(target))
+    trained = nn.ModuleList([student])
+    if isinstance(config.objective, ContinuousObjective) and config.objective.vsd is not None:
+        trained.append(Score(building.fresh_network(config, about)))
+        networks = replace(networks, score=as_F(trained[-1]))
     draws = objective.draw(
         SampleGenerator(0, range(len(batch.x0)), Purpose.TRAINING),
         batch,
@@ -99,7 +107,10 @@ def _step(config: RunConfig, dataset: ShardedDataset, batch: Batch) -> Step:
     )
 
     def run() -> None:
-        student.zero_grad()
-        objective.loss(draws, networks).per_sample.mean().backward()
+        trained.zero_grad()
+        loss = objective.loss(draws, networks)
+        loss.per_sample.mean().backward()
+        if loss.beside is not None:
+            loss.beside.mean().backward()
 
     return Step(run)
