@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import get_args
 
-from torch import Tensor, device
+import torch
+from torch import Tensor
 
 from data_pipeline.latents import ConventionName
 from sctrain.errors import UserError
@@ -29,15 +30,15 @@ class LatentSpace(ModelSpace):
 
     def decoded(self, latents: Tensor) -> Tensor:
         """Latents as they are stored (B, C, h, w) -> uint8 (B, 3, H, W)."""
-        return self.decoder(latents.device).decode(latents.float())
+        return self.decoder().decode(latents.float())
 
-    def decoder(self, where: device) -> Vae:
-        """The auto-encoder, loaded once. UserError where there is none."""
+    def decoder(self) -> Vae:
+        """The auto-encoder, loaded once, on the GPU where there is one. UserError where there is none."""
         if self.convention is None:
             raise UserError("these latents are of no published convention, so nothing can decode them into pictures")
         if self.vae is None:
             raise UserError("pictures of latents need a decoder: give --vae, or set 'data.vae', its folder")
-        return _loaded(self.vae, self.convention, where)
+        return _loaded(self.vae, self.convention)
 
     def to_signed(self, x: Tensor) -> Tensor:
         raise UserError("latents have no pixel values before they are decoded: choose the metric l2 or pseudo_huber")
@@ -49,5 +50,5 @@ def known_convention(name: str) -> ConventionName | None:
 
 
 @cache
-def _loaded(folder: Path, convention: ConventionName, where: device) -> Vae:
-    return load_vae(folder, convention, where)
+def _loaded(folder: Path, convention: ConventionName) -> Vae:
+    return load_vae(folder, convention, "cuda" if torch.cuda.is_available() else "cpu")

@@ -96,7 +96,7 @@ class Generator:
         data = self.config.data.model_copy(update={"vae": vae or self.config.data.vae})
         found = replace(self, config=self.config.model_copy(update={"data": data}))
         if isinstance(found.space, LatentSpace):
-            found.space.decoder(torch.device("cpu"))
+            found.space.decoder()
         return found
 
     def draw(self, method: Method, seed: int, count: int, label: int | None = None, first: int = 0) -> Drawn:
