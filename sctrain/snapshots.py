@@ -144,11 +144,6 @@ def open_weights(folder: Path, images: int | None, width: float) -> StoredWeight
     return _reconstruct(history, width)
 
 
-def load_weights(folder: Path, images: int | None, width: float) -> dict[str, Tensor]:
-    """All of `open_weights` at once: whole tensors by parameter name."""
-    return dict(open_weights(folder, images, width))
-
-
 def _history(folder: Path, images: int | None) -> list[tuple[Path, dict[str, Any]]]:
     """(path, manifest) of the snapshots up to the one wanted, oldest first."""
     found = numbered(folder)

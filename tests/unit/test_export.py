@@ -16,7 +16,7 @@ from sctrain.evaluation.method import Method
 from sctrain.evaluation.source import Source
 from sctrain.exports import read_export
 from sctrain.runs import RunFolder
-from sctrain.snapshots import load_weights, open_weights, publish
+from sctrain.snapshots import open_weights, publish
 from sctrain.tensor_file import write_tensors
 
 CPU = torch.device("cpu")
@@ -78,7 +78,7 @@ def test_the_largest_tensor_is_all_that_export_holds(tmp_path, monkeypatch, widt
     # The tensor, the same in a mapped file, and some rows in float64: of a network of 20 MiB.
     assert 2**20 <= peak <= 2 * 2**20 + 32 * snapshots._AT_ONCE
     assert len(weights._terms) == (1 if width == 0.05 else 4)
-    exact = load_weights(tmp_path, None, width)
+    exact = dict(open_weights(tmp_path, None, width))
     read = load_file(tmp_path / "out.safetensors")
     assert all(torch.equal(read[name], tensor) for name, tensor in exact.items())
 

@@ -28,7 +28,7 @@ from sctrain.errors import UserError
 from sctrain.imports.published import read_published
 from sctrain.imports.run_folder import RETIME, described, write_run
 from sctrain.processes import denoise, per_sample, time_of
-from sctrain.snapshots import load_weights, newest_images, snapshot_config
+from sctrain.snapshots import newest_images, open_weights, snapshot_config
 from sctrain.sources import pinned, refuse_unfit_sources
 
 SIDE, B = 8, 3
@@ -64,7 +64,7 @@ def pickled(path: Path, outer: str, weights: dict[str, Tensor], heads: int, pref
 
 
 def stored(source: WeightsFrom) -> dict[str, Tensor]:
-    return load_weights(source.run / "snapshots", source.images, source.ema)
+    return dict(open_weights(source.run / "snapshots", source.images, source.ema))
 
 
 def denoised(run: Path, x: Tensor, sigma: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from sctrain import snapshots
 from sctrain.errors import UserError
 from sctrain.power_ema import decay, gamma_from_width
-from sctrain.snapshots import load_weights, newest, open_weights, read_config, snapshot_config
+from sctrain.snapshots import newest, open_weights, read_config, snapshot_config
 
 WIDTHS = (0.05, 0.1)
 CONFIG = {"name": "digits", "sigma_data": 0.5, "network": {"depth": 2}}
@@ -47,7 +47,7 @@ def run(tmp_path_factory):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_stored_tracks_come_back_exactly(run, images, width):
     folder, truth = run
-    weights = load_weights(folder, images, width)
+    weights = dict(open_weights(folder, images, width))
     assert weights.keys() == {"weight", "bias"}
     assert all(torch.equal(weights[name], t.float()) for name, t in truth[images or 4000][width].items())
 
@@ -55,7 +55,7 @@ def test_stored_tracks_come_back_exactly(run, images, width):
 @pytest.mark.parametrize("images", [2000, None])
 def test_another_width_is_reconstructed(run, images):
     folder, truth = run
-    weights, expected = load_weights(folder, images, 0.07), truth[images or 4000]
+    weights, expected = dict(open_weights(folder, images, 0.07)), truth[images or 4000]
     between = (expected[0.05]["weight"] - expected[0.1]["weight"]).abs().mean()
     error = (weights["weight"] - expected[0.07]["weight"]).abs().mean()
     assert weights["weight"].dtype == torch.float32
@@ -66,7 +66,7 @@ def test_another_width_is_reconstructed(run, images):
 @pytest.mark.parametrize("width", [0.05, 0.07])
 def test_pieces_are_those_of_the_whole(run, width):
     folder, _ = run
-    weights, whole = open_weights(folder, None, width), load_weights(folder, None, width)
+    weights, whole = open_weights(folder, None, width), dict(open_weights(folder, None, width))
     for name, tensor in whole.items():
         flat = tensor.flatten()
         for start in range(len(flat) + 1):
@@ -93,7 +93,7 @@ def test_republishing_consumes_the_tracks_and_changes_nothing(tmp_path):
     gathered = iter([("w", torch.ones(2))])
     assert publish(tmp_path, 10, {0.05: gathered}, {}) == tmp_path / "000000000010"
     assert next(gathered, None) is None
-    assert torch.equal(load_weights(tmp_path, 10, 0.05)["w"], torch.zeros(2))
+    assert torch.equal(dict(open_weights(tmp_path, 10, 0.05))["w"], torch.zeros(2))
     assert [path.name for path in tmp_path.iterdir()] == ["000000000010"]
 
 
@@ -110,31 +110,32 @@ def test_damage_is_named_with_its_mend(tmp_path, width):
     for images in (10, 20):
         publish(tmp_path, images, {w: [("w", torch.randn(2))] for w in WIDTHS}, CONFIG)
     file = tmp_path / "000000000020" / "ema-0.05.safetensors"
+    assert dict(open_weights(tmp_path, None, width)), "sound so far, which is remembered of this very file alone"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
     with pytest.raises(UserError) as caught:
-        load_weights(tmp_path, None, width)
+        dict(open_weights(tmp_path, None, width))
     assert f"{file} is corrupt" in str(caught.value) and f"delete the folder {file.parent}" in str(caught.value)
     file.unlink()
     with pytest.raises(UserError, match=r"ema-0.05.safetensors cannot be read"):
-        load_weights(tmp_path, None, width)
-    assert load_weights(tmp_path, 10, width).keys() == {"w"}
+        dict(open_weights(tmp_path, None, width))
+    assert dict(open_weights(tmp_path, 10, width)).keys() == {"w"}
 
 
 def test_absent_snapshots(tmp_path):
     with pytest.raises(UserError, match="holds no snapshot"):
-        load_weights(tmp_path / "snapshots", None, 0.05)
+        dict(open_weights(tmp_path / "snapshots", None, 0.05))
     publish(tmp_path, 10, {0.05: [("w", torch.zeros(2))]}, CONFIG)
     with pytest.raises(UserError, match=r"no snapshot at 20 images: choose one of \[10\]"):
-        load_weights(tmp_path, 20, 0.05)
+        dict(open_weights(tmp_path, 20, 0.05))
 
 
 def test_snapshots_of_different_networks_are_not_mixed(tmp_path):
     publish(tmp_path, 10, {0.05: [("w", torch.zeros(2))]}, CONFIG)
     publish(tmp_path, 20, {0.05: [("w", torch.zeros(3))]}, CONFIG, w=3)
     with pytest.raises(UserError, match="different networks"):
-        load_weights(tmp_path, None, 0.07)
+        dict(open_weights(tmp_path, None, 0.07))
 
 
 def test_unwritable_folder(tmp_path):
