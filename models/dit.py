@@ -33,6 +33,7 @@ class DiT(nn.Module):
             raise ValueError(f"network.width {options.width} is not a multiple of 4 x network.heads ({options.heads})")
         self.patch, self.grid, self.execution = patch, (height // patch, width // patch), execution
         self.head_dim = options.width // options.heads
+        self.columns_first = options.is_zero  # as DiT's own code has the places of tokens
         self.embed = nn.Linear(channels * patch * patch, options.width)
         self.condition = condition_of(options, told)
         block = ZeroBlock if options.is_zero else Block
@@ -58,7 +59,8 @@ class DiT(nn.Module):
         """
         dtype = self.head.weight.dtype
         x = self.embed(self.to_tokens(u).to(dtype))
-        x = x + grid_embedding(self.grid, x.shape[-1], u.device).to(dtype)
+        places = grid_embedding(self.grid, x.shape[-1], u.device, columns_first=self.columns_first)
+        x = x + places.to(dtype)
         condition = self.condition(t, labels, guidance, end, augmentation).to(dtype)
         for block in self.blocks:
             x = self.execution.run(block, x, condition)

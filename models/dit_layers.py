@@ -101,14 +101,15 @@ def condition_of(options: DiTOptions, told: Conditioning) -> ConditionEmbedding:
     return ConditionEmbedding(options.width, told, options.time_scale, period, embedded)
 
 
-def grid_embedding(grid: tuple[int, int], width: int, device: torch.device) -> Tensor:
-    """Fixed two-dimensional sines and cosines of the token's place, of its column first as DiT has them: (N, W)."""
+def grid_embedding(grid: tuple[int, int], width: int, device: torch.device, *, columns_first: bool = False) -> Tensor:
+    """Fixed two-dimensional sines and cosines of the token's place, of its row and its column: (N, W)."""
     quarter = width // 4
     frequencies = 10_000.0 ** (-torch.arange(quarter, device=device) / quarter)
     rows, columns = (torch.arange(n, device=device)[:, None] * frequencies for n in grid)
     rows = torch.cat([rows.sin(), rows.cos()], -1)[:, None].expand(-1, grid[1], -1)
     columns = torch.cat([columns.sin(), columns.cos()], -1)[None].expand(grid[0], -1, -1)
-    return torch.cat([columns, rows], -1).reshape(grid[0] * grid[1], width)
+    halves = [columns, rows] if columns_first else [rows, columns]
+    return torch.cat(halves, -1).reshape(grid[0] * grid[1], width)
 
 
 def _heads_apart(qkv: Tensor, heads: int) -> Tensor:
