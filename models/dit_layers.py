@@ -67,9 +67,12 @@ class Block(nn.Module):
             nn.init.zeros_(branch.weight)
             nn.init.zeros_(branch.bias)
 
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = _heads_apart(self.qkv(x), self.heads)
+        return self.project(_heads_joined(attention(pixel_norm(q), pixel_norm(k), v, self.execution.attention)))
+
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        q, k, v = _heads_apart(self.qkv(self.attention_norm(x, condition)), self.heads)
-        x = x + self.project(_heads_joined(attention(pixel_norm(q), pixel_norm(k), v, self.execution.attention)))
+        x = x + self.attend(self.attention_norm(x, condition))  # whose parts are freed before the MLP
         return x + self.down(self.dropout(F.silu(self.up(self.mlp_norm(x, condition)))))
 
 
@@ -86,12 +89,16 @@ class ZeroBlock(nn.Module):
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.dropout = nn.Dropout(options.dropout)
 
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = _heads_apart(self.qkv(x), self.heads)
+        return self.project(_heads_joined(attention(q, k, v, self.execution.attention)))
+
+    def transform(self, x: Tensor) -> Tensor:
+        return self.down(self.dropout(F.gelu(self.up(x), approximate="tanh")))
+
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        q, k, v = _heads_apart(self.qkv(self.attention_norm(x, condition)), self.heads)
-        mixed = self.project(_heads_joined(attention(q, k, v, self.execution.attention)))
-        x = x + self.attention_gate(mixed, condition)
-        hidden = F.gelu(self.up(self.mlp_norm(x, condition)), approximate="tanh")
-        return x + self.mlp_gate(self.down(self.dropout(hidden)), condition)
+        x = x + self.attention_gate(self.attend(self.attention_norm(x, condition)), condition)
+        return x + self.mlp_gate(self.transform(self.mlp_norm(x, condition)), condition)
 
 
 def condition_of(options: DiTOptions, told: Conditioning) -> ConditionEmbedding:
