@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models.attention import attention
 from models.dit_options import DiTOptions
 from models.execution import Execution
-from models.layers import ConditionEmbedding, Conditioning, pixel_norm, unit_modulation
+from models.layers import ConditionEmbedding, Conditioning, pixel_norm, silenced, unit_modulation
 
 _PERIOD = 100.0  # of the embedding of time: its highest frequency over the lowest
 _ZERO_EMBEDDED = 256  # numbers of DiT's embedding of time, whatever its width
@@ -34,7 +34,7 @@ class AdaptiveLayerNorm(nn.Module):
 
     def __init__(self, width: int, eps: float = EPS):
         super().__init__()
-        self.modulation, self.eps = _silent(width, 2 * width), eps
+        self.modulation, self.eps = silenced(nn.Linear(width, 2 * width)), eps
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
@@ -46,52 +46,62 @@ class Gate(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.alpha = _silent(width, width)
+        self.alpha = silenced(nn.Linear(width, width))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         return x * self.alpha(condition)[:, None]
 
 
-class Block(nn.Module):
-    """Self-attention and an MLP, each behind an adaptive double normalisation; both are silent at first."""
+class Branches(nn.Module):
+    """The layers of self-attention and an MLP, each behind a normalisation that sees the condition."""
 
-    def __init__(self, options: DiTOptions, execution: Execution):
+    def __init__(self, options: DiTOptions, execution: Execution, attention_norm: nn.Module, mlp_norm: nn.Module):
         super().__init__()
         width, hidden = options.width, int(options.width * options.mlp_ratio)
         self.heads, self.execution = options.heads, execution
-        self.attention_norm, self.mlp_norm = AdaptiveDoubleNorm(width), AdaptiveDoubleNorm(width)
+        self.attention_norm, self.mlp_norm = attention_norm, mlp_norm
         self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.dropout = nn.Dropout(options.dropout)
-        for branch in (self.project, self.down):
-            nn.init.zeros_(branch.weight)
-            nn.init.zeros_(branch.bias)
 
     def attend(self, x: Tensor) -> Tensor:
-        q, k, v = _heads_apart(self.qkv(x), self.heads)
-        return self.project(_heads_joined(attention(pixel_norm(q), pixel_norm(k), v, self.execution.attention)))
+        """(B, N, W) -> (B, N, W). A method of its own: its parts are freed before the MLP."""
+        B, N, W = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, W // self.heads).permute(2, 0, 3, 1, 4)  # (B, H, N, D)
+        mixed = attention(self.prepared(q), self.prepared(k), v, self.execution.attention)
+        return self.project(mixed.transpose(1, 2).reshape(B, N, W))
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """Queries or keys before they meet."""
+        return x
+
+
+class Block(Branches):
+    """As sCM needs it: adaptive double normalisations, queries and keys of unit size. Both branches begin silent."""
+
+    attention_norm: AdaptiveDoubleNorm
+    mlp_norm: AdaptiveDoubleNorm
+
+    def __init__(self, options: DiTOptions, execution: Execution):
+        super().__init__(options, execution, *(AdaptiveDoubleNorm(options.width) for _ in range(2)))
+        for branch in (self.project, self.down):
+            silenced(branch)
+
+    def prepared(self, x: Tensor) -> Tensor:
+        return pixel_norm(x)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        x = x + self.attend(self.attention_norm(x, condition))  # whose parts are freed before the MLP
+        x = x + self.attend(self.attention_norm(x, condition))
         return x + self.down(self.dropout(F.silu(self.up(self.mlp_norm(x, condition)))))
 
 
-class ZeroBlock(nn.Module):
-    """As published: both behind an adaptive layer normalisation and a gate, which is closed at first (adaLN-Zero)."""
+class ZeroBlock(Branches):
+    """As published (adaLN-Zero): adaptive layer normalisations, and gates that are closed at first."""
 
     def __init__(self, options: DiTOptions, execution: Execution):
-        super().__init__()
-        width, hidden = options.width, int(options.width * options.mlp_ratio)
-        self.heads, self.execution = options.heads, execution
-        self.attention_norm, self.mlp_norm = AdaptiveLayerNorm(width), AdaptiveLayerNorm(width, options.mlp_eps or EPS)
+        width = options.width
+        super().__init__(options, execution, AdaptiveLayerNorm(width), AdaptiveLayerNorm(width, options.mlp_eps or EPS))
         self.attention_gate, self.mlp_gate = Gate(width), Gate(width)
-        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.dropout = nn.Dropout(options.dropout)
-
-    def attend(self, x: Tensor) -> Tensor:
-        q, k, v = _heads_apart(self.qkv(x), self.heads)
-        return self.project(_heads_joined(attention(q, k, v, self.execution.attention)))
 
     def transform(self, x: Tensor) -> Tensor:
         return self.down(self.dropout(F.gelu(self.up(x), approximate="tanh")))
@@ -117,21 +127,3 @@ def grid_embedding(grid: tuple[int, int], width: int, device: torch.device, *, c
     columns = torch.cat([columns.sin(), columns.cos()], -1)[None].expand(grid[0], -1, -1)
     halves = [columns, rows] if columns_first else [rows, columns]
     return torch.cat(halves, -1).reshape(grid[0] * grid[1], width)
-
-
-def _heads_apart(qkv: Tensor, heads: int) -> Tensor:
-    """(B, N, 3 W) -> queries, keys and values (3, B, H, N, D)."""
-    B, N, W = qkv.shape
-    return qkv.reshape(B, N, 3, heads, W // heads // 3).permute(2, 0, 3, 1, 4)
-
-
-def _heads_joined(x: Tensor) -> Tensor:
-    """(B, H, N, D) -> (B, N, W)."""
-    return x.transpose(1, 2).flatten(2)
-
-
-def _silent(inputs: int, outputs: int) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer

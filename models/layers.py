@@ -201,11 +201,15 @@ class ConditionEmbedding(ToldBeside):
         return F.silu(self.joined(total, self.beside, guidance, end, augmentation))
 
 
-def _silent(inputs: int, width: int, bias: bool = True) -> WideLinear:
-    layer = WideLinear(inputs, width, bias)
+def silenced(layer: nn.Linear) -> nn.Linear:
+    """The layer with zeros for weights: it says nothing at first."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+def _silent(inputs: int, width: int, bias: bool = True) -> nn.Linear:
+    return silenced(WideLinear(inputs, width, bias))
 
 
 class WeightingHead(nn.Module):

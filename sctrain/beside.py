@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_pipeline.description import DatasetDescription
 from models.discriminator import Discriminator
 from sctrain import building
-from sctrain.blueprint import Blueprint
+from sctrain.blueprint import Blueprint, Values
 from sctrain.config.deepspeed import deepspeed_config
-from sctrain.config.objectives import ContinuousObjective, TrajectoryObjective
 from sctrain.config.schema import OptimizerConfig, RunConfig
 from sctrain.zero.engine import StudentEngine
-from sctrain.zero.memory import Memories
 from sctrain.zero.shards import Shards
 from sctrain.zero.weight_norm import ForcedWeightNorm
 from sctrain.zero.world import World
@@ -55,23 +52,16 @@ def trained_beside(
     config: RunConfig,
     data: DatasetDescription,
     world: World,
-    lay_out: Callable[[Blueprint, dict[str, Any]], nn.Module],
-    memories: Memories,
+    trained: Callable[[Blueprint, Values], tuple[StudentEngine, ForcedWeightNorm]],
 ) -> Beside | None:
-    """What the method asks for; None where it is the student alone. `lay_out` makes a network that is to be trained."""
-    method = config.objective
-    if isinstance(method, TrajectoryObjective) and method.adversary is not None:
-        return _discriminator(config, method.adversary.width, method.adversary.learning_rate, data, world)
-    if not isinstance(method, ContinuousObjective) or method.vsd is None:
+    """What the method asks for; None where it is the student alone. `trained` makes an engine as the student's."""
+    adversary, scores = config.objective.discriminates, config.objective.scores
+    if adversary is not None:
+        return _discriminator(config, adversary.width, adversary.learning_rate, data, world)
+    if scores is None:
         return None
-    blueprint, first = building.score_network(config, data)
-    zero = deepspeed_config(config, world.size, gpu=world.device.type == "cuda")
-    network = lay_out(blueprint, zero)
-    engine = StudentEngine(network, config.optimizer, zero, memories.optimizer)
-    engine.shards.fill(first)
-    weight_norm, factor = ForcedWeightNorm(engine.shards, network), method.vsd.rate_factor
-    weight_norm.apply()
-    return Beside(engine, lambda rate: factor * rate, weight_norm)
+    engine, weight_norm = trained(*building.score_network(config, data))
+    return Beside(engine, lambda rate: scores.rate_factor * rate, weight_norm)
 
 
 def _discriminator(config: RunConfig, width: int, rate: float, data: DatasetDescription, world: World) -> Beside:

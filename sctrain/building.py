@@ -137,14 +137,18 @@ def teacher_network(config: RunConfig, data: DatasetDescription) -> tuple[Bluepr
     """The teacher of a distillation."""
     source = config.teacher
     assert source is not None, "asked for by its method"
-    network = blueprint(config.model_copy(update={"objective": described(source).objective}), data)
-    return network, _fitting(network, snapshot_weights(source), source.run)
+    return _frozen_network(config, data, source)
 
 
 def guide_network(config: RunConfig, data: DatasetDescription) -> tuple[Blueprint, Values]:
     """What the teacher is guided by: of a shape of its own."""
     source = config.guide
     assert source is not None, "asked for where there is one"
+    return _frozen_network(config, data, source)
+
+
+def _frozen_network(config: RunConfig, data: DatasetDescription, source: WeightsFrom) -> tuple[Blueprint, Values]:
+    """That of another run, evaluated as this one says."""
     theirs = described(source)
     own = {"network": theirs.network, "objective": theirs.objective}
     network = blueprint(config.model_copy(update=own), data)

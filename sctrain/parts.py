@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -53,8 +52,7 @@ class Parts:
         self._as_F = building.parameterization(config).of
         self.memories = Memories(config.offload, RunFolder(config.run_dir).offload)
         self.student, self.target, networks = self._engines()
-        trained = partial(self._laid_out, trained=True)
-        self.beside = trained_beside(config, data, world, trained, self.memories)
+        self.beside = trained_beside(config, data, world, self._trained)
         if world.device.type == "cpu" and config.offload.optimizer != "disk":  # there memory is what lacks
             keep_freed_memory()  # now: the blocks that construction leaves are not those that training asks for
         self.networks = replace(networks, **self._as_evaluated(self.beside))
@@ -62,14 +60,9 @@ class Parts:
     def _engines(self) -> tuple[StudentEngine, TargetNetwork | None, Networks]:
         """The student, its target network and, for a distillation, its teacher: engines of their own."""
         config, data = self.config, self.dataset.description
-        zero = deepspeed_config(config, self.world.size, gpu=self.world.device.type == "cuda")
+        zero = self._zero
         self._blueprint = building.blueprint(config, data)
-        first = building.first_values(config, self._blueprint)
-        laid_out = self._laid_out(self._blueprint, zero, trained=True)
-        student = StudentEngine(laid_out, config.optimizer, zero, self.memories.optimizer)
-        student.shards.fill(first)
-        self.weight_norm = ForcedWeightNorm(student.shards, laid_out)
-        self.weight_norm.apply()
+        student, self.weight_norm = self._trained(self._blueprint, building.first_values(config, self._blueprint))
         target = None
         if config.objective.has_target:
             target = TargetNetwork(
@@ -91,6 +84,20 @@ class Parts:
                 guide=self._guide(zero),
             ),
         )
+
+    @property
+    def _zero(self) -> dict[str, Any]:
+        """DeepSpeed's configuration."""
+        return deepspeed_config(self.config, self.world.size, gpu=self.world.device.type == "cuda")
+
+    def _trained(self, blueprint: Blueprint, first: Values) -> tuple[StudentEngine, ForcedWeightNorm]:
+        """A network with the run's optimizer and these weights, normalised where the network has it so."""
+        network = self._laid_out(blueprint, self._zero, trained=True)
+        engine = StudentEngine(network, self.config.optimizer, self._zero, self.memories.optimizer)
+        engine.shards.fill(first)
+        weight_norm = ForcedWeightNorm(engine.shards, network)
+        weight_norm.apply()
+        return engine, weight_norm
 
     def _teacher(self, zero: dict[str, Any]) -> Network | None:
         """The frozen teacher of a distillation; none where the target network, which starts as the teacher, teaches."""

@@ -15,7 +15,7 @@ from models.tangent.engines import tangent_engine
 from sctrain import building
 from sctrain.bench.timing import Step, interleaved
 from sctrain.config.loading import load
-from sctrain.config.objectives import ContinuousObjective, TrigFlowObjective
+from sctrain.config.objectives import TrigFlowObjective
 from sctrain.config.schema import RunConfig
 from sctrain.evaluation.images import in_memory
 from sctrain.objectives import build_objective
@@ -97,7 +97,7 @@ def _step(config: RunConfig, dataset: ShardedDataset, batch: Batch) -> Step:
     target = building.fresh_network(config, about).requires_grad_(False) if config.objective.has_target else None
     networks = Networks(as_F(student), tangent_engine("single_pass"), teacher, target and as_F(target))
     trained = nn.ModuleList([student])
-    if isinstance(config.objective, ContinuousObjective) and config.objective.vsd is not None:
+    if config.objective.scores is not None:
         trained.append(Score(building.fresh_network(config, about)))
         networks = replace(networks, score=as_F(trained[-1]))
     draws = objective.draw(

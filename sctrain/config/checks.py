@@ -5,7 +5,6 @@ import math
 from sctrain.config.deepspeed import refuse_contradictions
 from sctrain.config.objectives import (
     ConsistencyTraining,
-    ContinuousObjective,
     EarlyContinuous,
     EasyTuning,
     ImprovedTraining,
@@ -72,7 +71,7 @@ def _check_teacher(config: RunConfig) -> None:
         raise UserError(f"the objective '{name}' has no teacher to guide; remove 'objective.guidance', or distil")
     if simplified and not objective.distils and objective.told_the_end:
         raise UserError("'objective.segments' are for scd: sct goes from its time to the data; remove it")
-    if isinstance(objective, ContinuousObjective) and objective.vsd is not None:
+    if objective.scores is not None:
         if not objective.distils:
             raise UserError("'objective.vsd' compares the student with a teacher, which sct has none of: remove it")
         if objective.told_the_end:

@@ -73,6 +73,16 @@ class Method(Strict):
         return getattr(self, "guidance", None)
 
     @property
+    def scores(self) -> ScoreDistillation | None:
+        """What a fake score that is trained beside its network does, None if there is none."""
+        return getattr(self, "vsd", None)
+
+    @property
+    def discriminates(self) -> Adversary | None:
+        """What a discriminator that is trained beside its network does, None if there is none."""
+        return getattr(self, "adversary", None)
+
+    @property
     def anchor(self) -> float:
         """The noise level at which its consistency function is the identity."""
         return 0.0

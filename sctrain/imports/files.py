@@ -127,6 +127,9 @@ class StoredTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._readers)
 
+    def __contains__(self, name: object) -> bool:  # which else would read the tensor
+        return name in self._readers
+
     def without_prefix(self, prefix: str) -> StoredTensors:
         """The same by names without `prefix`."""
         return StoredTensors({name.removeprefix(prefix): reader for name, reader in self._readers.items()})

@@ -32,7 +32,7 @@ _FORM = {
     "attention_bias": True,
     "norm_elementwise_affine": False,
 }
-_DEFAULTS = _FORM | {"norm_eps": 1e-5, "patch_size": 2, "dropout": 0.0, "num_embeds_ada_norm": 1000}
+_DEFAULTS = _FORM | {"norm_eps": 1e-5, "patch_size": 2, "num_embeds_ada_norm": 1000}
 _EMBEDDING = re.compile(r"transformer_blocks\.\d+\.norm1\.emb\.(.+)")
 
 

@@ -76,7 +76,7 @@ class _Asked(Mapping[str, Tensor]):
         return len(self._tensors)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._tensors.keys()
+        return name in self._tensors
 
 
 def _turned(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,12 @@ def weighted(square_error: Tensor, log_weight: Tensor) -> Tensor:
     return log_weight.exp() * square_error - log_weight
 
 
+def velocity_error(F: Tensor, x0: Tensor, z: Tensor, t: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
+    """||F - v_t / sigma_d||^2 / D, 0 where F is not finite, and where it is: (B,) each."""
+    sound = is_finite(F)
+    return mean_square(kept(F - velocity(x0, z, t) / sigma_data, sound)), sound
+
+
 @dataclass(frozen=True)
 class Diffusion(TrigFlowDraws):
     """E[ e^w(t) / D ||sigma_d F(x_t / sigma_d, t) - v_t||^2 - w(t) ], the error in units of sigma_d (sCM eq. 5).
@@ -38,8 +44,7 @@ class Diffusion(TrigFlowDraws):
     def loss(self, draws: Draws, networks: Networks) -> Loss:
         x_t = diffuse(draws.x0, draws.z, draws.t)
         F, log_weight = networks.student(x_t / self.sigma_data, draws.t, *draws.conditions)
-        sound = is_finite(F)
-        error = mean_square(kept(F - velocity(draws.x0, draws.z, draws.t) / self.sigma_data, sound))
+        error, sound = velocity_error(F, draws.x0, draws.z, draws.t, self.sigma_data)
         diagnostics = {"velocity_error": error.detach()}
         if not self.learned_weighting:
             return Loss(error, diagnostics, dropped=~sound)

@@ -28,6 +28,11 @@ class Data:
         """The labels, each dropped with this probability: (B,)."""
         return torch.where(generator.uniform() < dropout, self.num_classes, batch.labels)
 
+    def lognormal_times(self, generator: SampleGenerator, mean: float, std: float) -> Tensor:
+        """tau ~ N(mean, std^2), t = arctan(exp(tau) / sigma_d) (sCM eq. 5), at most T_MAX: (B,)."""
+        tau = mean + std * generator.normal()
+        return time_of(tau.exp(), self.sigma_data).clamp(max=T_MAX)
+
     def scale(self, generator: SampleGenerator, interval: tuple[float, float] | None) -> Tensor | None:
         """The scale of guidance, uniform in `interval`: (B,); None where there is none."""
         if interval is None:
@@ -68,9 +73,8 @@ class TrigFlowDraws(Data):
         return Draws(batch.x0, z, t, labels, self.warmup(progress), s=s)
 
     def times(self, generator: SampleGenerator, progress: Progress) -> tuple[Tensor, Tensor | None]:
-        """tau ~ N(mean, std^2), t = arctan(exp(tau) / sigma_d) (sCM eq. 5), at most T_MAX; and no second time."""
-        tau = self.time_mean + self.time_std * generator.normal()
-        return time_of(tau.exp(), self.sigma_data).clamp(max=T_MAX), None
+        """Lognormal ones, and no second time."""
+        return self.lognormal_times(generator, self.time_mean, self.time_std), None
 
     def warmup(self, progress: Progress) -> float:
         """The factor r of the draws; objectives without a warm-up have 1."""

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from sctrain.objectives.base import Batch, Draws, Loss, Networks, Progress
 from sctrain.objectives.continuous import ContinuousConsistency, Evaluation, consistency_tangent
-from sctrain.objectives.diffusion import weighted
+from sctrain.objectives.diffusion import velocity_error, weighted
 from sctrain.objectives.drawing import is_finite, kept, mean_square
-from sctrain.processes import T_MAX, denoise, diffuse, time_of, velocity
+from sctrain.processes import T_MAX, denoise, diffuse
 from sctrain.randomness import SampleGenerator
 
 
@@ -56,14 +56,10 @@ class ScoreDistillation(ContinuousConsistency):
             **vars(draws),
             drawn_from=self.noise(generator, batch),
             compared_z=self.noise(generator, batch),
-            compared_t=self._times(generator, self.compared_at),
+            compared_t=self.lognormal_times(generator, *self.compared_at),
             learnt_z=self.noise(generator, batch),
-            learnt_t=self._times(generator, self.learnt_at),
+            learnt_t=self.lognormal_times(generator, *self.learnt_at),
         )
-
-    def _times(self, generator: SampleGenerator, at: tuple[float, float]) -> Tensor:
-        mean, std = at
-        return time_of((mean + std * generator.normal()).exp(), self.sigma_data).clamp(max=T_MAX)
 
     def loss(self, draws: Draws, networks: Networks) -> Loss:
         assert isinstance(draws, ScoreDraws)
@@ -117,8 +113,7 @@ class ScoreDistillation(ContinuousConsistency):
         """What phi and w' are trained on, and phi's error: (B,) each."""
         u = diffuse(images, draws.learnt_z, draws.learnt_t) / self.sigma_data
         F, weights = self._score(networks)(u, draws.learnt_t, draws.labels, draws.guidance, draws.compared_t)
-        sound = is_finite(F)
-        error = mean_square(kept(F - velocity(images, draws.learnt_z, draws.learnt_t) / self.sigma_data, sound))
+        error, sound = velocity_error(F, images, draws.learnt_z, draws.learnt_t, self.sigma_data)
         learnt, balance = weights.unbind(dim=1)
         losses = weighted(error, learnt) + weighted(mean_square(difference), balance)
         return losses.where(sound, 0), error.detach()

@@ -9,10 +9,10 @@ from models.discriminator import Discriminator
 from models.score import Score
 from sctrain import building
 from sctrain.blueprint import Blueprint
-from sctrain.config.objectives import ContinuousObjective, TrajectoryObjective, TrigFlowObjective
+from sctrain.config.objectives import TrigFlowObjective
 from sctrain.config.schema import RunConfig
-from sctrain.runs import RunFolder, numbered
-from sctrain.snapshots import snapshot_config
+from sctrain.runs import RunFolder
+from sctrain.snapshots import newest, newest_images, snapshot_config
 
 STUDENT, TARGET, TEACHER, GUIDE = "student", "target", "teacher", "guide"
 SCORE, DISCRIMINATOR = "fake score", "discriminator"
@@ -24,15 +24,15 @@ def cast(config: RunConfig, about: DatasetDescription) -> dict[str, Blueprint]:
     method = config.objective
     found = {STUDENT: building.blueprint(config, about)}
     if method.has_target:
-        found[TARGET] = building.blueprint(config, about)
+        found[TARGET] = found[STUDENT]
     if method.distils and not method.target_teaches:
         found[TEACHER] = building.blueprint(config.model_copy(update={"objective": TrigFlowObjective()}), about)
     if config.guide is not None:
         found[GUIDE] = building.blueprint(guide_config(config), about)
-    if isinstance(method, ContinuousObjective) and method.vsd is not None:
+    if method.scores is not None:
         found[SCORE] = building.blueprint(config, about, Score)
-    if isinstance(method, TrajectoryObjective) and method.adversary is not None:
-        width, classes = method.adversary.width, len(about.classes)
+    if method.discriminates is not None:
+        width, classes = method.discriminates.width, len(about.classes)
         found[DISCRIMINATOR] = Blueprint(lambda: Discriminator(width, *about.shape, classes))
     return found
 
@@ -41,14 +41,14 @@ def guide_config(config: RunConfig) -> RunConfig:
     """The run as if its guide were its network; as large as the student where the guide is not there yet."""
     network = config.network
     if config.guide is not None and guide_is_there(config):
-        images = config.guide.images or numbered(RunFolder(config.guide.run).snapshots)[-1][0]
+        images = config.guide.images or newest_images(config.guide.run)
         network = snapshot_config(config.guide.run, images).network
     return config.model_copy(update={"network": network, "objective": TrigFlowObjective()})
 
 
 def guide_is_there(config: RunConfig) -> bool:
     """Whether the guide's run has published what tells its shape."""
-    return config.guide is not None and bool(numbered(RunFolder(config.guide.run).snapshots))
+    return config.guide is not None and newest(RunFolder(config.guide.run).snapshots) is not None
 
 
 def sizes(network: Blueprint) -> list[int]:

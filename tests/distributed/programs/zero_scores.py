@@ -4,12 +4,13 @@ Ranks take parts of every batch; the unsharded run takes it whole. Saved, and re
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import rank
 import torch
 from torch import nn
-from zero_tangents import BATCH, EPS, RATE, Case, relative, zero_config
+from zero_tangents import BATCH, EPS, RATE, Case, drawn, relative, shaken, zero_config
 
 from models.dit_options import DiTOptions
 from models.execution import Execution
@@ -21,9 +22,8 @@ from sctrain.beside import Beside
 from sctrain.config.objectives import ContinuousObjective, GuidanceRange, ScoreDistillation
 from sctrain.config.schema import OptimizerConfig
 from sctrain.objectives import build_objective
-from sctrain.objectives.base import Batch, Draws, Guide, Networks, Progress
+from sctrain.objectives.base import Guide, Networks
 from sctrain.objectives.drawing import Data
-from sctrain.randomness import Purpose, SampleGenerator
 from sctrain.zero.checkpoint import Checkpointer
 from sctrain.zero.engine import FrozenEngine, StudentEngine
 from sctrain.zero.state import load_state, save_state
@@ -32,6 +32,8 @@ SHAPE, CLASSES, STEPS = (1, 8, 8), 10, 4
 METHOD = ContinuousObjective(name="scd", guidance=GuidanceRange(), vsd=ScoreDistillation())
 OBJECTIVE = build_objective(METHOD, Data(0.5, CLASSES), SHAPE)
 CASES = [Case("vsd", checkpointing=False), Case("vsd", checkpointing=True, accumulation=2), Case("vsd", stage=0)]
+
+draws = partial(drawn, OBJECTIVE)
 
 
 def network(seed: int, case: Case, guided: bool = False, width: int = 32) -> nn.Module:
@@ -45,21 +47,6 @@ def network(seed: int, case: Case, guided: bool = False, width: int = 32) -> nn.
 
 def score(seed: int, case: Case) -> Score:
     return Score(network(seed, case, guided=True))
-
-
-def shaken(made: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return made
-
-
-def draws(step: int, start: int, stop: int) -> Draws:
-    """Of samples number `start` to `stop` of a step."""
-    positions = range(step * BATCH + start, step * BATCH + stop)
-    x0 = torch.stack([torch.randn(SHAPE, generator=torch.Generator().manual_seed(position)) for position in positions])
-    generator = SampleGenerator(1, positions, Purpose.TRAINING)
-    return OBJECTIVE.draw(generator, Batch(0.5 * x0, torch.tensor(positions) % CLASSES), Progress(step * BATCH, 1000))
 
 
 class Sharded:

@@ -14,6 +14,7 @@ import deepspeed
 import rank
 import torch
 from deepspeed.utils import safe_get_full_grad
+from torch import nn
 
 from models.dit_options import DiTOptions
 from models.execution import Execution
@@ -23,13 +24,14 @@ from models.tangent.engines import single_pass, tangent_engine
 from models.tangent.recorded import recorded
 from models.unet_options import ADMOptions, UNetOptions
 from sctrain.config.schema import OptimizerConfig
-from sctrain.objectives.base import Draws, Networks
+from sctrain.objectives.base import Batch, Draws, Networks, Objective, Progress
 from sctrain.objectives.continuous import ContinuousConsistency
 from sctrain.objectives.diffusion import Diffusion
 from sctrain.objectives.early import EarlyContinuous
 from sctrain.objectives.levels import Grid
 from sctrain.objectives.twins import DiscreteTwin
 from sctrain.parameterization import Parameterization
+from sctrain.randomness import Purpose, SampleGenerator
 from sctrain.zero import engine as zero_engine
 from sctrain.zero.engine import FrozenEngine, StudentEngine
 
@@ -119,10 +121,22 @@ def network(seed: int, case: Case):
     options = replace(NETWORKS[case.network], dropout=case.dropout)
     told = Conditioning(10, jumps=case.objective == "segments" and seed != TEACHER)
     made = build_network(options, 1, 8, 8, told, execution=Execution(checkpointing=case.checkpointing))
+    return shaken(made)
+
+
+def shaken(made: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return made
+
+
+def drawn(objective: Objective, step: int, start: int, stop: int) -> Draws:
+    """What an objective draws of samples number `start` to `stop` of a step, images of 1x8x8 in ten classes."""
+    positions = range(step * BATCH + start, step * BATCH + stop)
+    x0 = torch.stack([torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(place)) for place in positions])
+    generator = SampleGenerator(1, positions, Purpose.TRAINING)
+    return objective.draw(generator, Batch(0.5 * x0, torch.tensor(positions) % 10), Progress(step * BATCH, 1000))
 
 
 def draws(step: int, case: Case) -> Draws:

@@ -6,12 +6,13 @@ balance of the two terms is common to all ranks. Reports relative errors by case
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import rank
 import torch
 from deepspeed.utils import safe_get_full_grad
-from zero_tangents import BATCH, EPS, RATE, Case, relative, zero_config
+from zero_tangents import BATCH, EPS, RATE, Case, drawn, relative, shaken, zero_config
 
 from models.discriminator import Discriminator
 from models.dit_options import DiTOptions
@@ -22,9 +23,8 @@ from models.tangent.engines import single_pass
 from sctrain.config.objectives import TrajectoryObjective
 from sctrain.config.schema import OptimizerConfig
 from sctrain.objectives import build_objective
-from sctrain.objectives.base import Adversary, Batch, Draws, Networks, Progress
+from sctrain.objectives.base import Adversary, Networks
 from sctrain.objectives.drawing import Data
-from sctrain.randomness import Purpose, SampleGenerator
 from sctrain.zero.checkpoint import Checkpointer
 from sctrain.zero.engine import FrozenEngine, StudentEngine
 from sctrain.zero.state import load_state, save_state
@@ -37,6 +37,8 @@ CASES = [
     for stage, accumulation, checkpointing in ((0, 1, False), (0, 2, True), (3, 1, False), (3, 2, False), (3, 2, True))
 ]
 
+draws = partial(drawn, OBJECTIVE)
+
 
 def network(seed: int, case: Case, jumps: bool = True):
     """No gate is zero."""
@@ -44,18 +46,7 @@ def network(seed: int, case: Case, jumps: bool = True):
     options = DiTOptions(width=32, depth=2, heads=2, patch_size=2)
     execution = Execution(checkpointing=case.checkpointing)
     made = build_network(options, *SHAPE, Conditioning(10, jumps=jumps), execution=execution)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return made
-
-
-def draws(step: int, start: int, stop: int) -> Draws:
-    """Of samples number `start` to `stop` of a step; h is common to the step."""
-    positions = range(step * BATCH + start, step * BATCH + stop)
-    x0 = torch.stack([torch.randn(SHAPE, generator=torch.Generator().manual_seed(position)) for position in positions])
-    generator = SampleGenerator(1, positions, Purpose.TRAINING)
-    return OBJECTIVE.draw(generator, Batch(0.5 * x0, torch.tensor(positions) % 10), Progress(step * BATCH, 1000))
+    return shaken(made)
 
 
 def compare(world, case: Case) -> dict[str, float]:
